@@ -1,0 +1,325 @@
+"""The command `tollseal`: what a buyer and an auditor need.
+
+Commands for operators live in the `service` package and are found through the entry points of the installed
+distribution, so that nothing here imports it.
+
+Exit codes: VERIFIED 0, FAILED 1, usage 2, SIMULATED 3 (0 with --allow-simulated), INCOMPLETE 4.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Coroutine
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+import httpx
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from attestation import purchase as purchases
+from attestation import report
+from attestation.bundle import Bundle, parse_bundle
+from attestation.client import (
+    PURCHASE,
+    Buyer,
+    NotAcceptedError,
+    PayingTransport,
+    Purchase,
+    ServiceChecker,
+    problem_text,
+)
+from attestation.devstack import local_stack
+from attestation.digest import jcs_digest
+from attestation.encoding import address, parse_json
+from attestation.errors import MalformedError, TollsealError
+from attestation.manifest import manifest_digest, parse_manifest
+from attestation.onchain import ChainView
+from attestation.policy import Policy
+from attestation.registry.view import ChainReader
+from attestation.spending import KNOWN_ASSETS, Asset, SpendingLimit, atomic, usd_text
+from attestation.terminal import console, print_fields, print_verdict, printable
+from attestation.verdict import Verdict
+from attestation.verifier import Verifier
+
+COMMANDS: Final = "tollseal.commands"
+"""Entry-point group of commands that need an extra."""
+
+BUYER_KEY: Final = "TOLLSEAL_BUYER_KEY"
+DEFAULT_MAX_PRICE: Final = "0.10"
+ANSWER_TIMEOUT_SECONDS: Final = 900
+
+
+class _Group(click.Group):
+    """A group whose further commands come from entry points, and load only when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *entry_points(group=COMMANDS).names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for point in entry_points(group=COMMANDS, name=cmd_name):
+            try:
+                command: click.Command = point.load()
+            except ModuleNotFoundError as error:
+                return _needs_extra(cmd_name, error.name or "a package")
+            return command
+        return None
+
+
+def _needs_extra(name: str, missing: str) -> click.Command:
+    def explain() -> NoReturn:
+        raise click.ClickException(f"`tollseal {name}` needs {missing}: pip install 'tollseal[service]'")
+
+    return click.Command(
+        name,
+        callback=explain,
+        help=f"Needs {missing}: pip install 'tollseal[service]'.",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tollseal")
+def main() -> None:
+    """Buy LLM answers by the call, and check what you got."""
+
+
+_allow_simulated = click.option(
+    "--allow-simulated", is_flag=True, help="Accept a service without a TEE. The verdict stays SIMULATED."
+)
+_rpc = click.option(
+    "--rpc", metavar="URL", envvar="TOLLSEAL_RPC", help="Ask the chain through this node of your choice."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@main.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--url", required=True, help="Where the service is.")
+@click.option("--max-price", default=DEFAULT_MAX_PRICE, show_default=True, metavar="USD", help="Pay at most this much.")
+@click.option("--style", type=click.Choice(["paragraph", "bullets", "headline"]), help="Form of the summary.")
+@click.option("--max-words", type=int, help="Limit that the model is told.")
+@click.option("--language", help="ISO 639-1 code of the summary's language.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), metavar="BUNDLE", help="Keep the proof here.")
+@click.option(
+    "--asset", "assets", multiple=True, metavar="NETWORK:ADDRESS", help="Also pay in this 6-decimal USD token."
+)
+@_rpc
+@_allow_simulated
+@_json
+def summarize(file: Any, url: str, max_price: str, save: Path | None, assets: tuple[str, ...], rpc: str | None,
+              allow_simulated: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
+    """Buy a summary of FILE ("-" for standard input).
+
+    The service is checked before anything is sent to it, its terms before anything is paid, and the answer before it is
+    shown. The key that pays comes from TOLLSEAL_BUYER_KEY.
+    """
+    try:
+        document = file.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError("FILE is not UTF-8 text") from error
+    stack = local_stack(url)
+    known = [*KNOWN_ASSETS, *([Asset(f"eip155:{stack.chain_id}", stack.token.lower())] if stack else [])]
+    try:
+        known += [_asset(item) for item in assets]
+        atomic(max_price, 6)
+    except MalformedError as error:
+        raise click.UsageError(str(error)) from error
+    rpc = rpc or (stack.rpc if stack else None)
+    progress = console(stderr=True)
+    policy = Policy(allow_simulated=allow_simulated).requiring_chain()
+    buyer = Buyer(
+        account=_buyer_account(),
+        limit=SpendingLimit(max_price, tuple(known)),
+        policy=policy,
+        chain=ChainReader(rpc) if rpc else None,
+        progress=lambda words: None if as_json else progress.print(f"[dim]{words} ...[/dim]"),
+    )
+    body = {"document": document, **{name: value for name, value in options.items() if value is not None}}
+    _run(_summarize(buyer, url, body, save, as_json=as_json))
+
+
+async def _summarize(buyer: Buyer, url: str, body: dict[str, Any], save: Path | None, *, as_json: bool) -> int:
+    try:
+        async with httpx.AsyncClient(transport=PayingTransport(buyer), timeout=ANSWER_TIMEOUT_SECONDS) as http:
+            response = await http.post(f"{url.rstrip('/')}/v1/summarize", json=body)
+    except NotAcceptedError as error:
+        if error.bundle is not None:
+            _keep(error.bundle, save)
+        if as_json:
+            _print_json({"error": str(error), **error.verdict.to_json()})
+        else:
+            print_verdict(console(), error.verdict)
+            _complain(error)
+        return error.verdict.exit_code
+    purchase = response.extensions.get(PURCHASE)
+    if not isinstance(purchase, Purchase):
+        message = f"the service refused: {problem_text(response.status_code, response.content)}"
+        if as_json:
+            _print_json({"error": message, "status": response.status_code})
+        else:
+            _complain(message)
+        return 1
+    _keep(purchase.bundle, save)
+    _show_purchase(purchase, response.json(), save, as_json=as_json)
+    return purchase.verdict.exit_code
+
+
+def _keep(bundle: Bundle, save: Path | None) -> None:
+    if save is not None:
+        save.write_text(bundle.dumps(), encoding="utf-8")
+
+
+def _show_purchase(purchase: Purchase, answer: dict[str, Any], save: Path | None, *, as_json: bool) -> None:
+    payment = purchases.parse_payment(purchase.bundle.answer)
+    transaction = purchases.parse_settlement(purchase.bundle.answer).transaction
+    if as_json:
+        paid = {
+            "network": payment.network,
+            "asset": payment.asset,
+            "pay_to": payment.pay_to,
+            "payer": payment.payer,
+            "amount": str(payment.amount),
+            "transaction": transaction,
+        }
+        saved = None if save is None else str(save)
+        _print_json({"answer": answer, "payment": paid, "bundle": saved, **purchase.verdict.to_json()})
+        return
+    out = console()
+    out.print(printable(str(answer.get("summary", "")), lines=True), markup=False)
+    out.print()
+    print_fields(out, [("paid", f"{usd_text(payment.amount)} USD"), ("transaction", transaction)])
+    print_verdict(out, purchase.verdict)
+
+
+@main.command()
+@click.argument("bundle", type=click.File("rb"))
+@click.option("--at", type=int, metavar="UNIX", help="Judge as of this time instead of now.")
+@_rpc
+@_allow_simulated
+@_json
+def verify(bundle: Any, at: int | None, rpc: str | None, allow_simulated: bool, as_json: bool) -> None:
+    """Check a saved BUNDLE, offline unless --rpc adds what the chain says."""
+    _run(_verify(bundle.read(), at, rpc, Policy(allow_simulated=allow_simulated), as_json=as_json))
+
+
+async def _verify(data: bytes, at: int | None, rpc: str | None, policy: Policy, *, as_json: bool) -> int:
+    view = None
+    if rpc is not None:
+        policy = policy.requiring_chain()
+        # What is wrong with a malformed bundle is for the verifier to say.
+        with contextlib.suppress(TollsealError):
+            view = await _chain_view(rpc, parse_bundle(data))
+    verdict = Verifier(policy, now=int(time.time()) if at is None else at, chain=view).verify_bundle(data)
+    _show_verdict(verdict, as_json=as_json)
+    return verdict.exit_code
+
+
+async def _chain_view(rpc: str, bundle: Bundle) -> ChainView:
+    return await ChainReader(rpc).view(
+        report.agent_of(bundle.attestation),
+        report.key_slot_of(bundle.attestation),
+        purchases.parse_payment(bundle.answer),
+        purchases.parse_settlement(bundle.answer).transaction,
+    )
+
+
+@main.command()
+@click.argument("url")
+@_rpc
+@_allow_simulated
+@_json
+def inspect(url: str, rpc: str | None, allow_simulated: bool, as_json: bool) -> None:
+    """Show who answers at URL, and check it with a fresh nonce. Nothing is bought."""
+    stack = local_stack(url)
+    rpc = rpc or (stack.rpc if stack else None)
+    policy = Policy(allow_simulated=allow_simulated)
+    if rpc is not None:
+        policy = policy.requiring_chain()
+    checker = ServiceChecker(policy=policy, chain=ChainReader(rpc) if rpc else None)
+    _run(_inspect(checker, url, as_json=as_json))
+
+
+async def _inspect(checker: ServiceChecker, url: str, *, as_json: bool) -> int:
+    async with checker:
+        service = await checker.attest(httpx.URL(url))
+    try:
+        attestation = report.attestation_of(service.attestation)
+        manifest = parse_manifest(parse_json(service.manifest.body, "manifest"))
+        facts = {
+            "service": url,
+            "tee": str(attestation["tee_type"]),
+            "keyset": jcs_digest(attestation["workload_keyset"]),
+            "agent": str(attestation["workload_keyset"].get("subject")),
+            "build": manifest_digest(manifest),
+            "source": str(manifest["source"].get("commit")),
+            "model": str(manifest["model"].get("name")),
+            "weights": f"{manifest['model'].get('weights_sha256')} ({manifest['model'].get('weights_origin')})",
+            "price": f"{manifest['payment'].get('price_rule', {}).get('per_call')} USD per call",
+        }
+    except (TollsealError, AttributeError):
+        facts = {"service": url}  # what it served is malformed; the verdict says how
+    if as_json:
+        _print_json({**facts, **service.verdict.to_json()})
+    else:
+        out = console()
+        print_fields(out, facts.items())
+        print_verdict(out, service.verdict)
+    return service.verdict.exit_code
+
+
+def _show_verdict(verdict: Verdict, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(verdict.to_json())
+    else:
+        print_verdict(console(), verdict)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _complain(problem: TollsealError | str) -> None:
+    text = problem.diagnostics() if isinstance(problem, TollsealError) else problem
+    console(stderr=True).print(printable(text, lines=True), style="red", markup=False)
+
+
+def _buyer_account() -> LocalAccount:
+    key = os.environ.get(BUYER_KEY)
+    if not key:
+        raise click.UsageError(f"set {BUYER_KEY} to the private key that pays (0x and 64 hex digits)")
+    try:
+        account: LocalAccount = Account.from_key(key)
+    except Exception:
+        # The library's message may quote the key.
+        raise click.UsageError(f"{BUYER_KEY} is not a private key (0x and 64 hex digits)") from None
+    return account
+
+
+def _asset(text: str) -> Asset:
+    network, _, token = text.rpartition(":")
+    return Asset(network, address(token, "--asset"))
+
+
+def _run(work: Coroutine[Any, Any, int]) -> NoReturn:
+    """Run a command to its exit code; every failure is a sentence on stderr."""
+    try:
+        code = asyncio.run(work)
+    except TollsealError as error:
+        _complain(error)
+        code = 1
+    except httpx.HTTPError as error:
+        _complain(f"the service cannot be reached: {type(error).__name__}: {error}")
+        code = 1
+    except OSError as error:
+        _complain(str(error))
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,70 @@
+"""Hashes and canonical JSON, the only place where either is computed.
+
+Encodings follow aci/1, Appendix A: digest fields are ``sha256:<lower hex>``, fields ending in ``_sha256`` are bare
+lower hex, and JSON documents are hashed in their RFC 8785 (JCS) form.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import rfc8785
+
+_CHUNK: Final = 1 << 20
+"""Bytes read at a time from a file: large enough to be fast, small enough to show progress."""
+
+
+class CanonicalizationError(ValueError):
+    """The value has no RFC 8785 form (a non-string key, NaN, an integer beyond 2**53, a lone surrogate)."""
+
+
+def sha256(data: bytes) -> bytes:
+    """The raw 32-byte SHA-256 of `data`."""
+    return hashlib.sha256(data).digest()
+
+
+def sha256_hex(data: bytes) -> str:
+    """The SHA-256 of `data` as 64 lower-case hex characters."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest(data: bytes) -> str:
+    """The SHA-256 of `data` as ``sha256:<hex>`` (aci/1, Appendix A)."""
+    return f"sha256:{sha256_hex(data)}"
+
+
+def jcs(value: Any) -> bytes:
+    """The RFC 8785 canonical form of a JSON value, as UTF-8 bytes.
+
+    Raises:
+        CanonicalizationError: the value is outside the I-JSON subset that RFC 8785 covers.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
+        raise CanonicalizationError(str(error)) from error
+
+
+def jcs_digest(value: Any) -> str:
+    """``sha256:<hex>`` over the RFC 8785 form of a JSON value."""
+    return digest(jcs(value))
+
+
+def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """The SHA-256 of a file's content as 64 lower-case hex characters.
+
+    Args:
+        path: the file; it is read once, a chunk at a time.
+        progress: called with the number of bytes read since the last call.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            state.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
+    return state.hexdigest()

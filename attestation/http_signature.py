@@ -1,0 +1,205 @@
+"""Signatures over HTTP responses, with the request they answer bound in.
+
+Source: RFC 9421 (HTTP Message Signatures), RFC 9530 (Content-Digest) and the x402 extension `http-message-signatures`
+(tag ``x402-response``, request components marked ``;req``). The structured-field work is the library's; what is ours is
+the list of what must be covered, and that an uncovered field counts as a failure.
+"""
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from http_message_signatures import (
+    ContentDigest,
+    HTTPMessageSignaturesException,
+    HTTPMessageSigner,
+    HTTPMessageVerifier,
+    InvalidSignature,
+    MappingKeyResolver,
+)
+from http_message_signatures.algorithms import ED25519
+
+from attestation import encoding
+from attestation.errors import EvidenceError, MalformedError
+from attestation.keyset import PublicKey
+
+TAG: Final = "x402-response"
+LABEL: Final = "sig"
+DIRECTORY_PATH: Final = "/.well-known/http-message-signatures-directory"
+
+COVERED_FIELDS: Final = (
+    "content-type",
+    "retry-after",
+    "payment-required",
+    "payment-response",
+    "x-aci-version",
+    "x-aci-keyset-digest",
+    "x-receipt-id",
+    "x-receipt",
+)
+"""Response fields that are signed whenever they are present, besides the status and the digest of the body."""
+
+SIGNATURE_FIELDS: Final = ("content-digest", "signature-input", "signature")
+"""The fields that signing adds."""
+
+MAX_CLOCK_SKEW_SECONDS: Final = 60
+"""How far in the future a signature may seem to have been made."""
+
+
+class HttpSigner(Protocol):
+    """Holds the http key of a keyset."""
+
+    @property
+    def http_key_id(self) -> str: ...
+
+    def sign_http(self, message: bytes) -> bytes:
+        """The 64-byte Ed25519 signature over `message`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and the response to it, as a signature sees them.
+
+    Header names are lower case; a field that occurred on several lines is one value, joined with ", " (RFC 9110
+    section 5.3). `body` and `request_body` are the exact bytes on the wire.
+    """
+
+    method: str
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    request_headers: Mapping[str, str] = field(default_factory=dict)
+    request_body: bytes = b""
+
+
+def sign_response(exchange: Exchange, signer: HttpSigner, *, created: int) -> dict[str, str]:
+    """The fields to add to a response: Content-Digest, Signature-Input and Signature.
+
+    Args:
+        exchange: the response, complete but for these fields.
+        signer: holds the http key.
+        created: unix seconds.
+
+    Raises:
+        MalformedError: the request's URL or a field cannot be expressed in a signature.
+    """
+    digest = ContentDigest.create(exchange.body)
+    headers = {**exchange.headers, "content-digest": digest}
+    try:
+        prepared = HTTPMessageSigner(
+            signature_algorithm=ED25519, key_resolver=MappingKeyResolver(public_keys={}, private_keys={})
+        ).prepare(
+            _message(exchange, headers),
+            key_id=signer.http_key_id,
+            created=datetime.datetime.fromtimestamp(created, tz=datetime.UTC),
+            label=LABEL,
+            tag=TAG,
+            covered_component_ids=required_components(exchange.url, headers),
+            use_existing_digest=True,
+        )
+    except HTTPMessageSignaturesException as error:
+        raise MalformedError("response", f"cannot be signed: {error}") from error
+    signature = encoding.b64(signer.sign_http(prepared.signature_base))
+    return {
+        "content-digest": digest,
+        "signature-input": f"{LABEL}={prepared.signature_params}",
+        "signature": f"{LABEL}=:{signature}:",
+    }
+
+
+def verify_response(exchange: Exchange, key: PublicKey, *, now: int) -> int:
+    """Check that a whole response, and its being the answer to this request, is signed by the attested http key.
+
+    Args:
+        exchange: request and response.
+        key: the `ed25519-rfc9421` key of an established keyset.
+        now: unix seconds; signatures from the future are refused, old ones are the caller's business.
+
+    Returns:
+        When the signature was made, in unix seconds by the service's clock.
+
+    Raises:
+        EvidenceError: unsigned, signed by another key, changed, or not covering what it must.
+    """
+    try:
+        public_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.public_key))
+        verifier = _Verifier(
+            signature_algorithm=ED25519,
+            key_resolver=MappingKeyResolver(public_keys={key.key_id: public_key}, private_keys={}),
+        )
+        verifier.now = now
+        results = verifier.verify(
+            _message(exchange, exchange.headers),
+            max_age=None,
+            expect_tag=TAG,
+            require_components=required_components(exchange.url, exchange.headers),
+            body=exchange.body,
+        )
+    except InvalidSignature as error:
+        raise EvidenceError(f"the response signature does not hold: {str(error) or 'wrong signature'}") from error
+    except (HTTPMessageSignaturesException, ValueError, TypeError) as error:
+        raise EvidenceError(f"the response signature is malformed: {error}") from error
+    if len(results) != 1 or _canonical(exchange.headers["signature"]) is None:
+        raise EvidenceError("the response must carry exactly one signature, in canonical form")
+    return int(results[0].parameters["created"])
+
+
+def required_components(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
+    """What a response's signature must cover (RFC 9421 section 2), as serialized component identifiers."""
+    request = ['"@method";req', '"@authority";req', '"@path";req']
+    if urlsplit(url).query:
+        request.append('"@query";req')
+    return ('"@status"', *request, '"content-digest"', *(f'"{name}"' for name in COVERED_FIELDS if name in headers))
+
+
+def key_directory(key: PublicKey) -> dict[str, Any]:
+    """The JSON Web Key Set served at `DIRECTORY_PATH` (RFC 8037 section 2 for the key's form)."""
+    return {
+        "keys": [
+            {
+                "kty": "OKP",
+                "crv": "Ed25519",
+                "kid": key.key_id,
+                "use": "sig",
+                "alg": "EdDSA",
+                "x": encoding.b64url(bytes.fromhex(key.public_key)),
+            }
+        ],
+        "purpose": TAG,
+    }
+
+
+class _Verifier(HTTPMessageVerifier):
+    """The library's verifier with the time as an argument instead of the machine's clock."""
+
+    now: int = 0
+
+    def validate_created_and_expires(self, sig_input: Any, max_age: datetime.timedelta | None = None) -> None:
+        created = sig_input.params.get("created")
+        if not isinstance(created, int) or isinstance(created, bool):
+            raise InvalidSignature('it has no "created" time')
+        if created > self.now + MAX_CLOCK_SKEW_SECONDS:
+            raise InvalidSignature(f"it was made in the future ({created}, now {self.now})")
+        if max_age is not None or "expires" in sig_input.params:
+            raise InvalidSignature("an expiry is not part of this profile")
+
+
+def _message(exchange: Exchange, headers: Mapping[str, str]) -> SimpleNamespace:
+    request = SimpleNamespace(method=exchange.method, url=exchange.url, headers=dict(exchange.request_headers))
+    return SimpleNamespace(status_code=exchange.status, headers=dict(headers), request=request)
+
+
+def _canonical(signature: str) -> bytes | None:
+    """The signature's bytes when the field is written as we write it: other texts may decode to the same bytes."""
+    if not (signature.startswith(f"{LABEL}=:") and signature.endswith(":")):
+        return None
+    try:
+        return encoding.b64_bytes(signature[len(LABEL) + 2 : -1], "signature")
+    except MalformedError:
+        return None

@@ -1,0 +1,274 @@
+"""x402 offers and receipts: the service's signed promise of terms, and its signed word that it was paid.
+
+Source: x402 extension `offer-receipt`, format `eip712`. The EIP-712 domains carry the constant chain id 1 and no
+contract, because the signatures are checked off chain whatever network the payment is on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from eth_account import Account
+from eth_account.messages import SignableMessage, encode_typed_data
+from eth_keys.datatypes import PublicKey
+from eth_keys.exceptions import BadSignature
+from eth_utils.exceptions import ValidationError
+
+from attestation import encoding
+from attestation.errors import EvidenceError, MalformedError
+
+EXTENSION: Final = "offer-receipt"
+"""Key of the extension in a 402's and in a settlement response's `extensions`."""
+FORMAT: Final = "eip712"
+VERSION: Final = 1
+
+_OFFER_TYPES: Final = (
+    ("version", "uint256"),
+    ("resourceUrl", "string"),
+    ("scheme", "string"),
+    ("network", "string"),
+    ("asset", "string"),
+    ("payTo", "string"),
+    ("amount", "string"),
+    ("validUntil", "uint256"),
+)
+_RECEIPT_TYPES: Final = (
+    ("version", "uint256"),
+    ("network", "string"),
+    ("resourceUrl", "string"),
+    ("payer", "string"),
+    ("issuedAt", "uint256"),
+    ("transaction", "string"),
+)
+_AUTHORIZATION_TYPES: Final = (
+    ("from", "address"),
+    ("to", "address"),
+    ("value", "uint256"),
+    ("validAfter", "uint256"),
+    ("validBefore", "uint256"),
+    ("nonce", "bytes32"),
+)
+_HALF_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141 // 2
+"""Half the order of secp256k1: a signature above it is the mirror image of another (EIP-2, low s)."""
+
+
+class TypedDataSigner(Protocol):
+    """Holds the payment key of a keyset."""
+
+    def sign_typed_data(self, message: SignableMessage) -> bytes:
+        """The 65-byte r || s || v signature of EIP-712 typed data, v being 27 or 28."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Terms that the service has bound itself to."""
+
+    resource_url: str
+    scheme: str
+    network: str
+    """CAIP-2."""
+    asset: str
+    pay_to: str
+    amount: str
+    """Atomic units, as decimal text."""
+    valid_until: int
+    """Unix seconds; 0 means that no end is named."""
+
+    def payload(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "resourceUrl": self.resource_url,
+            "scheme": self.scheme,
+            "network": self.network,
+            "asset": self.asset,
+            "payTo": self.pay_to,
+            "amount": self.amount,
+            "validUntil": self.valid_until,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentReceipt:
+    """The service's word that `payer` paid for `resource_url`."""
+
+    network: str
+    resource_url: str
+    payer: str
+    issued_at: int
+    """Unix seconds."""
+    transaction: str
+    """Transaction hash, or empty where the service does not disclose it."""
+
+    def payload(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "network": self.network,
+            "resourceUrl": self.resource_url,
+            "payer": self.payer,
+            "issuedAt": self.issued_at,
+            "transaction": self.transaction,
+        }
+
+
+def sign_offer(offer: Offer, signer: TypedDataSigner, *, accept_index: int) -> dict[str, Any]:
+    """A signed offer for the 402's `extensions["offer-receipt"].info.offers`; `accept_index` points into `accepts`."""
+    payload = offer.payload()
+    return {
+        "format": FORMAT,
+        "acceptIndex": accept_index,
+        "payload": payload,
+        "signature": _sign(signer, "Offer", payload),
+    }
+
+
+def sign_payment_receipt(receipt: PaymentReceipt, signer: TypedDataSigner) -> dict[str, Any]:
+    """A signed receipt for the settlement response's `extensions["offer-receipt"].info.receipt`."""
+    payload = receipt.payload()
+    return {"format": FORMAT, "payload": payload, "signature": _sign(signer, "Receipt", payload)}
+
+
+def parse_offer(value: Any) -> Offer:
+    """An offer's content from its signed object; the signature is checked by `check_signer`.
+
+    Raises:
+        MalformedError: not a version 1 EIP-712 offer.
+    """
+    payload = _payload(value, "offer", _OFFER_TYPES, frozenset({"acceptIndex"}))
+    encoding.decimal_text(payload["amount"], "offer.amount")
+    return Offer(
+        resource_url=payload["resourceUrl"],
+        scheme=payload["scheme"],
+        network=payload["network"],
+        asset=payload["asset"],
+        pay_to=payload["payTo"],
+        amount=payload["amount"],
+        valid_until=payload["validUntil"],
+    )
+
+
+def parse_payment_receipt(value: Any) -> PaymentReceipt:
+    """A payment receipt's content from its signed object; the signature is checked by `check_signer`.
+
+    Raises:
+        MalformedError: not a version 1 EIP-712 receipt.
+    """
+    payload = _payload(value, "x402 receipt", _RECEIPT_TYPES)
+    return PaymentReceipt(
+        network=payload["network"],
+        resource_url=payload["resourceUrl"],
+        payer=payload["payer"],
+        issued_at=payload["issuedAt"],
+        transaction=payload["transaction"],
+    )
+
+
+def check_signer(value: Mapping[str, Any], primary_type: str, public_key: str) -> None:
+    """Check that a signed offer ("Offer") or receipt ("Receipt") comes from the keyset's payment key.
+
+    Args:
+        value: the signed object, already parsed by `parse_offer` or `parse_payment_receipt`.
+        primary_type: "Offer" or "Receipt".
+        public_key: the uncompressed secp256k1 key of the keyset, as hex.
+
+    Raises:
+        EvidenceError: it was signed by another key, or changed afterwards.
+        MalformedError: the signature is not 65 bytes of lower-case hex.
+    """
+    signature = encoding.prefixed_hex_bytes(value.get("signature"), f"{primary_type.lower()}.signature", size=65)
+    if signature[64] not in (27, 28) or int.from_bytes(signature[32:64]) > _HALF_ORDER:
+        raise EvidenceError(f"the {primary_type.lower()}'s signature is not in canonical form")
+    try:
+        message = _typed_data(primary_type, value["payload"])
+        signer = Account.recover_message(message, signature=signature)
+    except (BadSignature, ValidationError, ValueError, TypeError, OverflowError) as error:
+        raise EvidenceError(f"the {primary_type.lower()}'s signature recovers to no key") from error
+    expected = address_of(public_key)
+    if signer.lower() != expected:
+        raise EvidenceError(
+            f"the {primary_type.lower()} was signed by {signer.lower()}, the attested key is {expected}"
+        )
+
+
+def authorization_signer(
+    *, network: str, asset: str, token_name: str, token_version: str, message: Mapping[str, Any], signature: bytes
+) -> str:
+    """The address that signed an EIP-3009 `TransferWithAuthorization`: 0x and 40 lower-case hex characters.
+
+    Args:
+        network: CAIP-2, such as ``eip155:84532``.
+        asset: the token's address.
+        token_name: the token's EIP-712 domain name.
+        token_version: the token's EIP-712 domain version.
+        message: from, to, value, validAfter, validBefore (integers) and nonce (32 bytes).
+        signature: 65 bytes; a contract wallet's signature has another form and cannot be recovered.
+
+    Raises:
+        EvidenceError: the signature recovers to no key.
+        MalformedError: the network is not an EVM chain.
+    """
+    namespace, _, chain_id = network.partition(":")
+    if namespace != "eip155" or not chain_id.isdecimal():
+        raise MalformedError("payment.network", "must be eip155:<chain id>")
+    typed_data = encode_typed_data(
+        domain_data={
+            "name": token_name,
+            "version": token_version,
+            "chainId": int(chain_id),
+            "verifyingContract": asset,
+        },
+        message_types={
+            "TransferWithAuthorization": [{"name": name, "type": kind} for name, kind in _AUTHORIZATION_TYPES]
+        },
+        message_data=dict(message),
+    )
+    try:
+        return str(Account.recover_message(typed_data, signature=signature)).lower()
+    except (BadSignature, ValidationError, ValueError, TypeError, OverflowError) as error:
+        raise EvidenceError("the payment's signature recovers to no key") from error
+
+
+def address_of(public_key: str) -> str:
+    """The EVM address of an uncompressed secp256k1 key in hex: 0x and 40 lower-case characters.
+
+    Raises:
+        MalformedError: not such a key.
+    """
+    data = encoding.hex_bytes(public_key, "public_key", size=65)
+    if data[0] != 4:
+        raise MalformedError("public_key", "must be an uncompressed secp256k1 point (it begins with 04)")
+    return PublicKey(data[1:]).to_address()
+
+
+def _payload(
+    value: Any, where: str, types: tuple[tuple[str, str], ...], optional: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    signed = encoding.as_object(value, where)
+    encoding.only(signed, where, {"format", "payload", "signature"}, optional)
+    if signed["format"] != FORMAT:
+        raise MalformedError(f"{where}.format", f"must be {FORMAT}")
+    if "acceptIndex" in signed:
+        encoding.integer(signed["acceptIndex"], f"{where}.acceptIndex")
+    payload = encoding.as_object(signed["payload"], f"{where}.payload")
+    encoding.only(payload, f"{where}.payload", {name for name, _ in types})
+    for name, kind in types:
+        if kind == "uint256":
+            encoding.integer(payload[name], f"{where}.{name}")
+        else:
+            encoding.text(payload[name], f"{where}.{name}")
+    if payload["version"] != VERSION:
+        raise MalformedError(f"{where}.version", f"must be {VERSION}")
+    return payload
+
+
+def _typed_data(primary_type: str, payload: Mapping[str, Any]) -> SignableMessage:
+    types = _OFFER_TYPES if primary_type == "Offer" else _RECEIPT_TYPES
+    return encode_typed_data(
+        domain_data={"name": f"x402 {primary_type.lower()}", "version": "1", "chainId": 1},
+        message_types={primary_type: [{"name": name, "type": kind} for name, kind in types]},
+        message_data=dict(payload),
+    )
+
+
+def _sign(signer: TypedDataSigner, primary_type: str, payload: Mapping[str, Any]) -> str:
+    return "0x" + signer.sign_typed_data(_typed_data(primary_type, payload)).hex()

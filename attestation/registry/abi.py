@@ -1,0 +1,25 @@
+"""The ABIs as data: our own, made from the published interfaces, fitting the canonical contracts and the local ones."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
+
+from eth_typing import ABI
+from eth_utils.abi import event_signature_to_log_topic
+
+AbiName = Literal["identity", "reputation", "validation", "token"]
+
+TRANSFER: Final = event_signature_to_log_topic("Transfer(address,address,uint256)")
+"""Topic of ERC-20 and ERC-721 Transfer alike; only the latter indexes its third argument."""
+AUTHORIZATION_USED: Final = event_signature_to_log_topic("AuthorizationUsed(address,bytes32)")
+"""EIP-3009."""
+REGISTERED: Final = event_signature_to_log_topic("Registered(uint256,string,address)")
+METADATA_SET: Final = event_signature_to_log_topic("MetadataSet(uint256,string,string,bytes)")
+
+
+@cache
+def load(name: AbiName) -> ABI:
+    """The ABI `abi/<name>.json`: ERC-8004 contracts v2.0.0, or the reading side of ERC-20 with EIP-3009."""
+    abi: ABI = json.loads((Path(__file__).parent / "abi" / f"{name}.json").read_text(encoding="utf-8"))
+    return abi

@@ -1,0 +1,80 @@
+"""Reads what a verification asks of the chain, as the plain values of `attestation.onchain`."""
+
+from typing import Final
+
+from attestation.errors import TollsealError
+from attestation.onchain import AgentOnChain, AgentReference, ChainView, PaymentOnChain, Unreadable
+from attestation.purchase import Payment
+from attestation.registry import payments
+from attestation.registry.erc8004 import IdentityReader
+from attestation.registry.errors import NoContractError, RegistryError, RpcError, UnknownAgentError, WrongChainError
+from attestation.registry.payments import PaymentReader
+from attestation.registry.records import MANIFEST_KEY
+
+_NOBODY: Final = ""
+
+
+class ChainReader:
+    """Answers from the node at `rpc_url`, which the relying party must have chosen itself.
+
+    Args:
+        rpc_url: an http or https JSON-RPC endpoint.
+        from_block: the first block whose logs matter; see `IdentityReader`.
+    """
+
+    def __init__(self, rpc_url: str, *, from_block: int = 0) -> None:
+        self._rpc_url = rpc_url
+        self._from_block = from_block
+
+    async def view(
+        self, agent: AgentReference, key_slot: str, payment: Payment | None = None, transaction: str | None = None
+    ) -> ChainView:
+        """What the chain says of an agent, its key in `key_slot`, and a payment in `transaction`.
+
+        Never raises for what the chain or the node says: what could not be read is `Unreadable`, with the reason.
+        """
+        found = None
+        if payment is not None and transaction is not None:
+            found = await self._payment(payment, transaction)
+        return ChainView(agent=await self._agent(agent, key_slot), payment=found)
+
+    async def _agent(self, agent: AgentReference, key_slot: str) -> AgentOnChain | Unreadable:
+        reader = IdentityReader(self._rpc_url, agent.chain_id, agent.registry, from_block=self._from_block)
+        async with reader:
+            block = 0
+            try:
+                await reader.chain.check()
+                with reader.chain.asking("the newest block"):
+                    block = int(await reader.chain.w3.eth.block_number)
+                owner = await reader.owner_of(agent.agent_id)
+                manifest = await reader.get_metadata(agent.agent_id, MANIFEST_KEY)
+                key = await reader.metadata(agent.agent_id, key_slot)
+            except (UnknownAgentError, NoContractError):
+                return AgentOnChain(_NOBODY, b"", b"", set_by_owner=False, block_number=block)
+            except RegistryError as error:
+                return Unreadable(str(error))
+        return AgentOnChain(owner, manifest, key.value, set_by_owner=not key.stale, block_number=block)
+
+    async def _payment(self, payment: Payment, transaction: str) -> PaymentOnChain | Unreadable:
+        try:
+            chain_id = int(payment.network.removeprefix("eip155:"))
+        except ValueError:
+            return PaymentOnChain(confirmed=False, detail=f"{payment.network} is not an EVM chain")
+        claim = payments.Payment(
+            network=payment.network,
+            token=payment.asset,
+            payer=payment.payer,
+            pay_to=payment.pay_to,
+            amount=payment.amount,
+            nonce=payment.nonce,
+            transaction=transaction,
+        )
+        async with PaymentReader(self._rpc_url, chain_id) as reader:
+            try:
+                finding = await reader.check(claim)
+            except (RpcError, WrongChainError) as error:
+                return Unreadable(str(error))
+            except TollsealError as error:
+                return PaymentOnChain(confirmed=False, detail=str(error))
+        detail = finding.reason if finding.block is None else f"{finding.reason} (block {finding.block})"
+        return PaymentOnChain(confirmed=finding.ok, detail=detail)

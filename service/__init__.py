@@ -1,0 +1,1 @@
+"""Tollseal service: the paid endpoint. It may import `attestation`, never the other way round."""

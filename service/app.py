@@ -1,0 +1,82 @@
+"""The HTTP application: which resource answers where, and the layers around them all."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from attestation.enclave import Enclave
+from attestation.enclave.keyring import KeyRing
+from service.call import Identity, PaidCalls
+from service.http import aci, health, problems, summarize, well_known
+from service.http.signing import SigningMiddleware
+from service.inference.admission import Admission
+from service.inference.backend import Backend
+from service.inference.summary import Summarizer
+from service.payment.facilitator import Facilitator
+from service.payment.ledger import Ledger
+from service.settings import Settings
+
+EXPOSED_HEADERS: Final = (
+    "payment-required",
+    "payment-response",
+    "retry-after",
+    "content-digest",
+    "signature",
+    "signature-input",
+    "x-aci-version",
+    "x-aci-keyset-digest",
+    "x-receipt",
+    "x-receipt-id",
+)
+"""What a browser may read of our answers besides the body."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """Everything that answers a request. Made by `service.boot`, handed to the resources as `app.state.service`."""
+
+    settings: Settings
+    enclave: Enclave
+    keys: KeyRing
+    identity: Identity
+    manifest: Mapping[str, Any]
+    registration: Mapping[str, Any]
+    key_slot: str
+    backend: Backend
+    summarizer: Summarizer
+    admission: Admission
+    facilitator: Facilitator
+    ledger: Ledger
+    calls: PaidCalls
+    clock: Callable[[], int]
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The application that serves `service`, with every response signed."""
+    app = FastAPI(
+        title="Tollseal",
+        summary="Summaries, paid by the call with x402, with proof of who answered.",
+        version=service.settings.replica,
+    )
+    app.state.service = service
+    problems.install(app)
+    for resource in (summarize, aci, well_known, health):
+        app.include_router(resource.router)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=["*"],
+        allow_methods=["GET", "POST"],
+        allow_headers=["content-type", "payment-signature"],
+        expose_headers=EXPOSED_HEADERS,
+    )
+    return SigningMiddleware(
+        app,
+        signer=service.keys,
+        keyset_digest=service.identity.keyset.digest,
+        public_origin=service.settings.public_url,
+        clock=service.clock,
+    )

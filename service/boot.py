@@ -1,0 +1,217 @@
+"""From settings to a service that may sell: keys, weights, manifest, agent, evidence, in that order.
+
+Anything that is not as it must be ends the start with a sentence that says what and why. Nothing is sold by halves.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from attestation.enclave import Enclave, open_enclave
+from attestation.enclave.keyring import KeyRing
+from attestation.errors import EnclaveError, TollsealError
+from attestation.keyset import Keyset, build_keyset
+from attestation.manifest import check_pinned, manifest_digest
+from attestation.onchain import AgentReference
+from attestation.registry.canonical import is_valueless
+from attestation.registry.erc8004 import IdentityReader
+from attestation.registry.publication import Desired, Publication, ensure_agent, publish
+from attestation.registry.records import KeyRecord, key_name
+from attestation.registry.registration import AgentReference as RegistrationEntry
+from attestation.registry.registration import Description, build_registration
+from attestation.registry.registration import Service as RegistrationService
+from attestation.registry.writer import IdentityWriter
+from service.app import Service
+from service.build import compute_manifest
+from service.call import Identity, PaidCalls
+from service.inference.admission import Admission
+from service.inference.backends import BackendOptions, open_backend
+from service.inference.summary import Summarizer
+from service.inference.weights import Progress, silent
+from service.payment.facilitator import Facilitator
+from service.payment.ledger import Ledger
+from service.payment.local import LocalFacilitator
+from service.payment.networks import is_mainnet_network
+from service.payment.reconcile import reconcile
+from service.payment.remote import RemoteFacilitator
+from service.settings import Settings
+
+REGISTRATION_PATH: Final = "/.well-known/agent-registration.json"
+
+SETTLEMENT_SECONDS: Final = 60
+"""What an authorization must leave for its settlement, on top of the time the answer may take."""
+
+
+class BootError(TollsealError):
+    """The service must not start."""
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def unix_now() -> int:
+    """The clock of a running service, in unix seconds."""
+    return int(time.time())
+
+
+@asynccontextmanager
+async def boot(
+    settings: Settings,
+    *,
+    clock: Callable[[], int] = unix_now,
+    report: Callable[[str], None] = _silent,
+    progress: Progress = silent,
+) -> AsyncIterator[Service]:
+    """A service that is ready to sell; on leaving, running calls are finished and everything is closed.
+
+    Args:
+        settings: the service's settings.
+        clock: unix seconds.
+        report: is told each step in a few words.
+        progress: is told how far a download of weights is.
+
+    Raises:
+        BootError: the settings do not belong together, or the chain is not as they say.
+        TollsealError: enclave, manifest or registry are not as they must be.
+        BackendError, BackendURIError, WeightsError, UnknownModel: the model cannot serve.
+        LedgerError: the ledger cannot be used.
+    """
+    enclave = open_enclave(settings.enclave)
+    refuse_mainnet(enclave, settings)
+    operator = _account(settings)
+    async with AsyncExitStack() as stack:
+        report("loading the model and hashing its weights")
+        backend = await open_backend(settings.backend, _backend_options(settings, progress))
+        stack.push_async_callback(backend.close)
+        manifest = compute_manifest(settings, backend.identity, tee_type=enclave.tee_type)
+        digest = manifest_digest(manifest)
+        check_pinned(digest, settings.pinned_manifest)
+        report(f"build {digest}")
+
+        facilitator = _facilitator(settings)
+        stack.push_async_callback(facilitator.close)
+        if problems := await facilitator.ready():
+            raise BootError("payments could not be settled: " + "; ".join(problems))
+
+        keys = KeyRing.generate()
+        report("registering the agent")
+        agent, keyset = await _register(settings, operator, keys, digest, clock)
+        report(f"agent {agent}")
+
+        ledger = await Ledger.open(settings.ledger_url)
+        stack.push_async_callback(ledger.close)
+        await reconcile(ledger, facilitator, clock())
+        await ledger.prune(now=clock())
+        identity = Identity(keyset=keyset, manifest_digest=digest, agent=agent)
+        calls = PaidCalls(
+            ledger=ledger,
+            facilitator=facilitator,
+            keys=keys,
+            identity=identity,
+            clock=clock,
+            window_seconds=min(SETTLEMENT_SECONDS, settings.payment_timeout_seconds // 2),
+        )
+        stack.push_async_callback(calls.drain)
+        yield Service(
+            settings=settings,
+            enclave=enclave,
+            keys=keys,
+            identity=identity,
+            manifest=manifest,
+            registration=registration_file(settings, agent, hardware_attested=enclave.is_hardware),
+            key_slot=key_name(settings.replica),
+            backend=backend,
+            summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
+            admission=Admission(settings.slots, settings.queue),
+            facilitator=facilitator,
+            ledger=ledger,
+            calls=calls,
+            clock=clock,
+        )
+
+
+def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
+    """A simulated enclave never meets real money or a real registry; there is no override.
+
+    Raises:
+        EnclaveError: it would.
+    """
+    if enclave.is_hardware:
+        return
+    for name, network in (("payment network", settings.network), ("registry", settings.registry_network)):
+        chain_id = int(network.removeprefix("eip155:"))
+        if is_mainnet_network(network) or not is_valueless(chain_id):
+            raise EnclaveError(
+                f"a simulated enclave does not start with the {name} {network}: its evidence proves nothing",
+                hint="Use a testnet or a local chain, or run inside a TEE.",
+            )
+
+
+def registration_file(settings: Settings, agent: AgentReference, *, hardware_attested: bool) -> dict[str, Any]:
+    """The agent's ERC-8004 registration file, as served and as its URI points at."""
+    return build_registration(
+        Description(settings.agent_name, settings.agent_description),
+        services=[RegistrationService(name="web", endpoint=f"{settings.origin}/v1/summarize")],
+        registrations=[RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
+        hardware_attested=hardware_attested,
+    )
+
+
+async def _register(
+    settings: Settings, operator: LocalAccount, keys: KeyRing, digest: str, clock: Callable[[], int]
+) -> tuple[AgentReference, Keyset]:
+    """Finds or mints the agent, makes the keyset that names it, and publishes both records."""
+    uri = settings.origin + REGISTRATION_PATH
+    reader = IdentityReader(
+        settings.registry_rpc_url or settings.rpc_url, settings.registry_chain_id, settings.registry_address
+    )
+    async with reader:
+        writer = IdentityWriter(reader, operator)
+        found: Publication = await ensure_agent(
+            writer, agent_uri=uri, owner=settings.agent_owner, agent_id=settings.agent_id, mint=settings.mint_agent
+        )
+        agent = AgentReference(settings.registry_chain_id, reader.address, found.agent_id)
+        keyset = build_keyset(
+            subject=str(agent),
+            not_after=clock() + settings.keyset_lifetime_seconds,
+            keys=keys.public_keys(),
+        )
+        record = KeyRecord(payment_key=keys.payment_address, keyset_digest=keyset.digest, expires_at=keyset.not_after)
+        await publish(writer, agent.agent_id, Desired(uri, digest, settings.replica, record))
+    return agent, keyset
+
+
+def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
+    key = settings.backend_api_key
+    return BackendOptions(
+        cache_dir=settings.cache_dir / "models",
+        threads=settings.threads,
+        timeout_seconds=settings.inference_timeout_seconds,
+        context_size=settings.context_size,
+        progress=progress,
+        ollama_models_dir=settings.ollama_models_dir,
+        api_key=None if key is None else key.get_secret_value(),
+    )
+
+
+def _facilitator(settings: Settings) -> Facilitator:
+    asset = settings.payee.asset
+    if settings.facilitator == "local":
+        return LocalFacilitator(
+            rpc_url=settings.rpc_url, operator_key=settings.operator_key.get_secret_value(), assets=[asset]
+        )
+    return RemoteFacilitator(url=settings.facilitator, rpc_url=settings.rpc_url, assets=[asset])
+
+
+def _account(settings: Settings) -> LocalAccount:
+    try:
+        account: LocalAccount = Account.from_key(settings.operator_key.get_secret_value())
+    except Exception:
+        # The library's message may quote the key.
+        raise BootError("operator_key is not a private key (0x and 64 hex digits)") from None
+    return account

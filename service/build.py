@@ -1,0 +1,97 @@
+"""The build manifest of this service: from what is on disk, loaded and configured."""
+
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import attestation
+import service
+from attestation.digest import file_sha256
+from attestation.manifest import build_manifest, hash_sources
+from service.inference.backend import ModelIdentity
+from service.inference.summary import generation_json, template_hashes
+from service.payment.terms import as_json, requirements_for
+from service.pricing import Price, prices_for
+from service.settings import Settings
+
+_GROUPS: Final = (
+    ("attestation/", "attestation"),
+    ("service/payment/", "payment"),
+    ("service/pricing.py", "payment"),
+    ("service/call.py", "payment"),
+    ("service/inference/", "inference"),
+)
+
+
+def group_of(path: str) -> str:
+    """Which group of the manifest a source file belongs to; what serves and starts the service is `http`."""
+    return next((group for prefix, group in _GROUPS if path.startswith(prefix)), "http")
+
+
+def compute_manifest(settings: Settings, model: ModelIdentity, *, tee_type: str) -> dict[str, Any]:
+    """The manifest of what runs here with these settings.
+
+    Args:
+        settings: the service's settings.
+        model: the model as the backend identified it; embedded weights have been hashed.
+        tee_type: the enclave's.
+
+    Raises:
+        ManifestError: a source file cannot be read.
+    """
+    packages = {"attestation": _directory(attestation.__file__), "service": _directory(service.__file__)}
+    lock = packages["service"].parent / "uv.lock"
+    return build_manifest(
+        commit=settings.source_commit or _checkout_commit(packages["service"].parent),
+        lock_sha256=file_sha256(lock) if lock.is_file() else None,
+        files=hash_sources(packages, group_of),
+        image_digest=settings.image_digest,
+        model={**model.to_json(), "generation": generation_json()},
+        prompts=template_hashes(),
+        payment=_payment_json(settings),
+        tee=tee_type,
+    )
+
+
+def offered_prices(settings: Settings, *, input_tokens: int) -> tuple[Price, ...]:
+    """What a call with so many tokens of input costs, in every accepted asset."""
+    return prices_for(
+        settings.price_rule,
+        [settings.payee],
+        input_tokens=input_tokens,
+        max_timeout_seconds=settings.payment_timeout_seconds,
+    )
+
+
+def _payment_json(settings: Settings) -> dict[str, Any]:
+    names = ("scheme", "network", "asset", "payTo", "amount")
+    accepts = [as_json(requirements_for(price)) for price in offered_prices(settings, input_tokens=0)]
+    return {
+        "accepts": [{name: accept[name] for name in names} for accept in accepts],
+        "price_rule": settings.price_rule.as_json(),
+        "facilitator": settings.facilitator,
+    }
+
+
+def _directory(module_file: str | None) -> Path:
+    if module_file is None:
+        raise RuntimeError("a package of this distribution has no file")
+    return Path(module_file).resolve().parent
+
+
+def _checkout_commit(root: Path) -> str | None:
+    """The commit of the checkout that the packages lie in, or None when they do not lie in one."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 - whichever git made the checkout
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,386 @@
+"""PaidCall: one paid request, from its authorization to its answer.
+
+    verify -> RESERVE -> inference -> SERVED -> settle -> SETTLED -> receipt -> out
+
+What a buyer can rely on:
+- Nothing is released before the transfer is on the chain, and a failed inference is never charged.
+- The same payment with the same request always gets the same answer, and is charged once. With another request it is
+  refused, and so is a payment that somebody else is waiting for an answer to.
+- When it is not known whether the transfer happened, the buyer is told to come back with the same payment, never to pay
+  again. The chain knows.
+
+Calls run as tasks of their own: a buyer who hangs up neither stops nor repeats one. Whoever presents the same payment
+meanwhile waits for the same task.
+"""
+
+import asyncio
+import json
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from attestation.digest import digest, jcs_digest
+from attestation.enclave.keyring import KeyRing
+from attestation.encoding import b64, b64_bytes
+from attestation.errors import EnclaveError
+from attestation.keyset import Keyset
+from attestation.onchain import AgentReference
+from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
+from attestation.receipt import (
+    AGENT_IDENTIFIED,
+    BUILD_IDENTIFIED,
+    INFERENCE_COMPLETED,
+    PAYMENT_SETTLED,
+    REQUEST_FORWARDED,
+    REQUEST_RECEIVED,
+    RESPONSE_RETURNED,
+    sign_receipt,
+)
+from service.payment.authorization import Authorization, PaymentKey, PaymentMismatchError, check_window
+from service.payment.facilitator import (
+    Facilitator,
+    FacilitatorUnavailableError,
+    Invalid,
+    Rejected,
+    Settled,
+    Unavailable,
+    Unknown,
+    Unused,
+    Used,
+    Void,
+)
+from service.payment.ledger import Conflict, Existing, Ledger, Moved, Row, Stale, State
+from service.payment.terms import payment_response, payment_response_header
+
+RETRY_AFTER_SECONDS: Final = 2
+"""When a buyer is told to come back about a payment whose outcome is not known: about one block."""
+
+
+class PaidCallError(Exception):
+    """Root of the ways in which a paid call ends without an answer."""
+
+
+class PaymentRefusedError(PaidCallError):
+    """The payment cannot be accepted, or was not executed: nothing was charged (402)."""
+
+
+class PaymentConflictError(PaidCallError):
+    """The payment belongs to another request (409)."""
+
+
+class ComeBackError(PaidCallError):
+    """It is not known yet whether the payment was executed, or whether it can be: the same payment gets the answer
+    later (503)."""
+
+    retry_after_seconds = RETRY_AFTER_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is bought."""
+
+    endpoint: str
+    method: str
+    body: bytes
+    """The exact bytes on the wire."""
+    resource_url: str
+
+    @property
+    def digest(self) -> str:
+        """What a payment is bound to in the ledger."""
+        return jcs_digest({"endpoint": self.endpoint, "method": self.method, "body": digest(self.body)})
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """What inference produced for a request: the response body and what the receipt says about it."""
+
+    answer_id: str
+    model: str
+    body: bytes
+    forwarded: tuple[str, ...]
+    """``sha256:`` digests of the exact bytes of each call to the model, in order."""
+    completed: Mapping[str, Any]
+    """The fields of `inference.completed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaidAnswer:
+    """A released answer with its proofs."""
+
+    body: bytes
+    receipt: Mapping[str, Any]
+    payment_response: str
+    """Value of the PAYMENT-RESPONSE header, with the signed x402 receipt in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What every receipt says about who answered."""
+
+    keyset: Keyset
+    manifest_digest: str
+    agent: AgentReference
+
+
+Produce = Callable[[], Awaitable[Produced]]
+
+
+class PaidCalls:
+    """All paid calls of one service.
+
+    Args:
+        ledger: remembers payments.
+        facilitator: checks and executes them.
+        keys: sign receipts and seal stored answers.
+        identity: goes into every receipt.
+        clock: unix seconds.
+        window_seconds: how long an authorization must stay valid for its answer to be made and settled.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        facilitator: Facilitator,
+        keys: KeyRing,
+        identity: Identity,
+        clock: Callable[[], int],
+        window_seconds: int,
+    ) -> None:
+        self._ledger = ledger
+        self._facilitator = facilitator
+        self._keys = keys
+        self._identity = identity
+        self._clock = clock
+        self._window = window_seconds
+        self._running: dict[PaymentKey, tuple[str, asyncio.Task[PaidAnswer]]] = {}
+
+    async def run(self, request: Request, authorization: Authorization, produce: Produce) -> PaidAnswer:
+        """The answer to a paid request.
+
+        Args:
+            request: what is bought.
+            authorization: matched with the terms of exactly this request; not yet verified.
+            produce: makes the answer; called at most once, and only after the payment has been verified and reserved.
+
+        Raises:
+            PaymentRefusedError: nothing was charged.
+            PaymentConflictError: the payment belongs to another request.
+            ComeBackError: the same payment will get the answer later.
+            Exception: whatever `produce` raised; the payment was released, nothing was charged.
+        """
+        running = self._running.get(authorization.key)
+        if running is not None:
+            digest_, task = running
+            if digest_ != request.digest:
+                raise PaymentConflictError("this payment is being used for another request")
+        else:
+            task = asyncio.create_task(self._run(request, authorization, produce))
+            self._running[authorization.key] = (request.digest, task)
+            task.add_done_callback(lambda _: self._running.pop(authorization.key, None))
+            task.add_done_callback(_retrieve)
+        return await asyncio.shield(task)
+
+    async def drain(self) -> None:
+        """Wait for the calls that are running."""
+        while self._running:
+            await asyncio.wait([task for _, task in self._running.values()])
+
+    async def _run(self, request: Request, authorization: Authorization, produce: Produce) -> PaidAnswer:
+        row = await self._ledger.find(authorization.key)
+        if row is None or row.state is State.RELEASED:
+            row = await self._reserve(request, authorization)
+        if row.request_digest != request.digest or row.authorization != authorization:
+            raise PaymentConflictError("this payment was used for another request")
+        if row.state is State.RESERVED:
+            row = await self._serve(row, request, produce)
+        if row.state in (State.SETTLING, State.UNKNOWN):
+            row = await self._ask_chain(row)
+        if row.state is State.SERVED:
+            row = await self._settle(row)
+        if row.state is State.REJECTED:
+            raise PaymentRefusedError(row.reason or "the payment was not executed")
+        if row.state is not State.SETTLED:
+            raise ComeBackError("it is not known yet whether the payment was executed; send the same one again")
+        return await self._deliver(row, request, produce)
+
+    async def _reserve(self, request: Request, authorization: Authorization) -> Row:
+        try:
+            check_window(authorization, now=self._clock(), needed_seconds=self._window)
+            verified = await self._facilitator.verify(authorization)
+        except PaymentMismatchError as error:
+            raise PaymentRefusedError(str(error)) from error
+        except FacilitatorUnavailableError as error:
+            raise ComeBackError(f"{error}; nothing was charged") from error
+        if isinstance(verified, Invalid):
+            raise PaymentRefusedError(f"{verified.reason}: {verified.message}")
+        match await self._ledger.reserve(authorization, request.digest, self._clock()):
+            case Conflict():
+                raise PaymentConflictError("this payment was used for another request")
+            case Existing(row) if row.state is State.RESERVED:
+                # Another process holds it; taking its work over could serve one payment twice.
+                raise ComeBackError("the payment is being worked on; send the same request with it again")
+            case Existing(row):
+                return row
+            case reserved:
+                return reserved.row
+
+    async def _serve(self, row: Row, request: Request, produce: Produce) -> Row:
+        try:
+            produced = await produce()
+            result = self._stored(request, produced)
+            # A signer that does not work is found out here, while nothing has been paid.
+            self._answer(row, request, result, transaction="0x" + "00" * 32, settled_at=self._clock())
+        except BaseException as error:
+            await asyncio.shield(self._ledger.release(row, reason=type(error).__name__, now=self._clock()))
+            raise
+        sealed = self._seal(row, result)
+        return _moved(await self._ledger.serve(row, result=sealed, now=self._clock(), receipt_id=result["receipt_id"]))
+
+    async def _settle(self, row: Row) -> Row:
+        moved = await self._ledger.start_settlement(row, now=self._clock())
+        if isinstance(moved, Stale):
+            return _moved(moved)
+        row, now = moved.row, self._clock
+        match await self._facilitator.settle(row.authorization):
+            case Settled(transaction=transaction):
+                return _moved(await self._ledger.settled(row, transaction=transaction, now=now()))
+            case Rejected(reason, message):
+                return _moved(await self._ledger.rejected(row, reason=f"{reason}: {message}", now=now()))
+            case Unknown(reason, transaction):
+                return _moved(await self._ledger.unknown(row, reason=reason, transaction=transaction, now=now()))
+
+    async def _ask_chain(self, row: Row) -> Row:
+        """What became of a transfer that may have happened (EIP-3009 `authorizationState` and events)."""
+        match await self._facilitator.outcome(row.authorization):
+            case Used(transaction=transaction):
+                return _moved(await self._ledger.settled(row, transaction=transaction, now=self._clock()))
+            case Void(reason):
+                return _moved(await self._ledger.rejected(row, reason=reason, now=self._clock()))
+            case Unused(chain_time) if row.state is State.UNKNOWN and chain_time < row.authorization.valid_before:
+                # Settling again is safe even if a transaction still waits: the token executes a nonce once.
+                return _moved(await self._ledger.resume(row, now=self._clock()))
+            case Unused() | Unavailable():
+                return row
+
+    async def _deliver(self, row: Row, request: Request, produce: Produce) -> PaidAnswer:
+        result = self._unseal(row)
+        if result is None:
+            # Paid before a restart: the keys that could read the stored answer are gone, and the buyer is owed one.
+            result = self._stored(request, await produce())
+            sealed = self._seal(row, result)
+            replaced = await self._ledger.replace_result(
+                row, result=sealed, now=self._clock(), receipt_id=result["receipt_id"]
+            )
+            row = _moved(replaced)
+            result = self._unseal(row) or result
+        answer = self._answer(row, request, result, transaction=row.transaction or "", settled_at=row.updated)
+        await self._ledger.put_receipt(
+            receipt_id=result["receipt_id"],
+            chat_id=result["answer_id"],
+            receipt=json.dumps(answer.receipt),
+            now=self._clock(),
+        )
+        return answer
+
+    def _stored(self, request: Request, produced: Produced) -> dict[str, Any]:
+        """Everything about an answer but its payment: from this and the transaction, receipt and body follow."""
+        forwarded = [{"type": REQUEST_FORWARDED, "body_hash": hash_} for hash_ in produced.forwarded]
+        agent = self._identity.agent
+        return {
+            "answer_id": produced.answer_id,
+            "receipt_id": f"rcpt-{secrets.token_hex(16)}",
+            "model": produced.model,
+            "served_at": self._clock(),
+            "body": b64(produced.body),
+            "before_payment": [
+                {"type": REQUEST_RECEIVED, "body_hash": digest(request.body)},
+                {"type": AGENT_IDENTIFIED, "agent_registry": agent.registry_id, "agent_id": agent.agent_id},
+                {"type": BUILD_IDENTIFIED, "manifest_digest": self._identity.manifest_digest},
+                *forwarded,
+                {"type": INFERENCE_COMPLETED, **produced.completed},
+            ],
+            "resource_url": request.resource_url,
+        }
+
+    def _answer(
+        self, row: Row, request: Request, result: Mapping[str, Any], *, transaction: str, settled_at: int
+    ) -> PaidAnswer:
+        body = b64_bytes(result["body"], "stored answer")
+        paid = row.authorization
+        receipt = sign_receipt(
+            receipt_id=result["receipt_id"],
+            chat_id=result["answer_id"],
+            model=result["model"],
+            keyset_digest=self._identity.keyset.digest,
+            endpoint=request.endpoint,
+            method=request.method,
+            served_at=result["served_at"],
+            events=[
+                *result["before_payment"],
+                {
+                    "type": PAYMENT_SETTLED,
+                    "scheme": paid.scheme,
+                    "network": paid.network,
+                    "asset": paid.asset,
+                    "pay_to": paid.pay_to,
+                    "payer": paid.payer,
+                    "amount": str(paid.amount),
+                    "nonce": paid.nonce,
+                    "transaction": transaction,
+                },
+                {"type": RESPONSE_RETURNED, "body_hash": digest(body), "complete": True},
+            ],
+            signer=self._keys,
+        )
+        proof = sign_payment_receipt(
+            PaymentReceipt(
+                network=paid.network,
+                resource_url=result["resource_url"],
+                payer=paid.payer,
+                issued_at=settled_at,
+                transaction=transaction,
+            ),
+            self._keys,
+        )
+        settlement = payment_response(
+            transaction=transaction,
+            network=paid.network,
+            payer=paid.payer,
+            amount=paid.amount,
+            extensions={EXTENSION: {"info": {"receipt": proof}}},
+        )
+        return PaidAnswer(body=body, receipt=receipt, payment_response=payment_response_header(settlement))
+
+    def _seal(self, row: Row, result: Mapping[str, Any]) -> bytes:
+        return self._keys.seal(json.dumps(result).encode(), context=_context(row))
+
+    def _unseal(self, row: Row) -> dict[str, Any] | None:
+        if row.result is None:
+            return None
+        try:
+            stored = self._keys.unseal(row.result, context=_context(row))
+        except EnclaveError:
+            return None
+        result: dict[str, Any] = json.loads(stored)
+        return result
+
+
+def _context(row: Row) -> bytes:
+    """Ties a stored answer to its payment and request, so that no row can be given another row's answer."""
+    return "|".join((*row.authorization.key, row.request_digest)).encode()
+
+
+def _moved(change: Moved | Stale) -> Row:
+    """The row as it is after a transition, whoever made it."""
+    if change.row is None:
+        raise ComeBackError("the payment's record was removed; send the same request with the same payment again")
+    return change.row
+
+
+def _retrieve(task: asyncio.Task[PaidAnswer]) -> None:
+    """Mark a task's exception as seen: with everybody gone, nobody else will look."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,245 @@
+"""Commands for operators: serve, up, demo, models, manifest."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+from pydantic import ValidationError
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from attestation.enclave import open_enclave
+from attestation.errors import TollsealError
+from attestation.manifest import manifest_digest
+from attestation.terminal import console, print_fields, printable
+from service.boot import boot
+from service.build import compute_manifest
+from service.demo import run_demo
+from service.inference.backend import BackendError
+from service.inference.backends import BackendOptions, BackendURIError, open_backend
+from service.inference.catalog import CATALOGUE, UnknownModel, find_model
+from service.inference.weights import FetchProgress, WeightsError, fetch_weights
+from service.localchain.anvil import AnvilError
+from service.localchain.deploy import DeployError
+from service.localchain.stack import DEFAULT_PORT, described, local_stack
+from service.localchain.toolchain import ToolchainError
+from service.payment.ledger import LedgerError
+from service.server import listening
+from service.server import serve as serve_http
+from service.settings import Settings
+
+DEFAULT_MODEL: Final = "qwen2.5-coder-1.5b"
+CACHE_DIR: Final = Path.home() / ".cache" / "tollseal"
+STATE_DIR: Final = Path(".tollseal")
+
+_EXPECTED: Final = (
+    TollsealError,
+    BackendError,
+    BackendURIError,
+    UnknownModel,
+    WeightsError,
+    LedgerError,
+    ToolchainError,
+    AnvilError,
+    DeployError,
+    OSError,
+)
+"""What can be wrong with a machine, its settings or its chain: told in a sentence, without a traceback."""
+
+_cache_dir = click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=CACHE_DIR,
+    envvar="TOLLSEAL_CACHE_DIR",
+    show_default="~/.cache/tollseal",
+    help="Where models and tools are kept between runs and clones.",
+)
+_model = click.option("--model", default=DEFAULT_MODEL, show_default=True, help="A name from `tollseal models`.")
+
+
+class Reporter:
+    """Tells a person on stderr what is being done, with a bar for downloads."""
+
+    def __init__(self) -> None:
+        self._out = console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=self._out
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._notes: set[str] = set()
+
+    def __call__(self, words: str) -> None:
+        self._out.print(f"{printable(words)}", style="dim", markup=False)
+
+    def fetching(self, step: FetchProgress) -> None:
+        """One step of a download or of a check of weights."""
+        if step.note and step.note not in self._notes:
+            self._notes.add(step.note)
+            self(f"{step.model}: {step.note}")
+        if step.source not in self._tasks:
+            self._tasks[step.source] = self._bar.add_task(f"{step.model} from {step.source}", total=step.total)
+            if not self._out.is_terminal:
+                self(f"{step.model} from {step.source}")
+        self._bar.update(self._tasks[step.source], completed=step.done)
+
+    def __enter__(self) -> "Reporter":
+        if self._out.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+@click.command()
+def serve() -> None:
+    """Sell on a real chain. Settings are TOLLSEAL_* environment variables (docs/operations.md)."""
+    try:
+        settings = Settings.model_validate({})
+    except ValidationError as error:
+        lines = [
+            f"TOLLSEAL_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}"
+            for item in error.errors(include_input=False, include_url=False, include_context=False)
+        ]
+        raise click.UsageError("\n".join(lines)) from error
+    _run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    with Reporter() as reporter, listening(settings.port, settings.host) as listener:
+        async with (
+            boot(settings, report=reporter, progress=reporter.fetching) as service,
+            serve_http(service, [listener]),
+        ):
+            reporter(f"ready at {settings.origin}")
+            await _stopped()
+
+
+@click.command()
+@_model
+@click.option("--port", default=DEFAULT_PORT, show_default=True, help="Another free one is taken when it is in use.")
+@click.option("--threads", default=os.cpu_count() or 1, show_default="all cores", help="Compute threads of the model.")
+@_cache_dir
+def up(model: str, port: int, threads: int, cache_dir: Path) -> None:
+    """Run a local chain and a service on it until Ctrl-C; describes itself in .tollseal/dev.json."""
+    _run(_up(model, port, threads, cache_dir))
+
+
+async def _up(model: str, port: int, threads: int, cache_dir: Path) -> None:
+    with ExitStack() as closing, Reporter() as reporter:
+        async with local_stack(
+            model=model,
+            state_dir=STATE_DIR,
+            cache_dir=cache_dir,
+            threads=threads,
+            report=reporter,
+            progress=reporter.fetching,
+            port=port,
+        ) as (stack, _, _):
+            path = closing.enter_context(described(stack, Path.cwd()))
+            out = console()
+            fields = {name: str(value) for name, value in stack.to_json().items() if not name.endswith("_key")}
+            print_fields(out, fields.items())
+            out.print(f"ready; keys are in {path}. Ctrl-C stops everything.", markup=False)
+            await _stopped()
+            closing.close()
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_model
+@click.option("--threads", default=os.cpu_count() or 1, show_default="all cores", help="Compute threads of the model.")
+@_cache_dir
+def demo(file: Path | None, model: str, threads: int, cache_dir: Path) -> None:
+    """Start everything, buy a summary of FILE, check it, stop everything."""
+    _run(_demo(file, model, threads, cache_dir))
+
+
+async def _demo(file: Path | None, model: str, threads: int, cache_dir: Path) -> int:
+    with Reporter() as reporter:
+        return await run_demo(
+            file, model=model, threads=threads, cache_dir=cache_dir, state_dir=STATE_DIR, reporter=reporter
+        )
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
+    """The models that are known by name, each pinned by the sha256 of its weights."""
+    if context.invoked_subcommand is None:
+        for model in CATALOGUE.values():
+            print_fields(
+                console(),
+                [
+                    (model.name, model.title),
+                    ("", f"{model.size / 1e6:,.0f} MB, {model.licence}, {model.context_size} tokens of context"),
+                    ("", f"good for {model.good_for}"),
+                    ("", f"sha256 {model.sha256}"),
+                ],
+            )
+
+
+@models.command()
+@click.argument("name")
+@_cache_dir
+def pull(name: str, cache_dir: Path) -> None:
+    """Fetch the weights of NAME and check them."""
+
+    async def work() -> None:
+        with Reporter() as reporter:
+            weights = fetch_weights(find_model(name), cache_dir / "models", progress=reporter.fetching)
+        console().print(str(weights.file.path), markup=False)
+
+    _run(work())
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest.")
+def manifest(as_json: bool) -> None:
+    """Compute the build manifest of this installation with the settings of `serve`."""
+    try:
+        settings = Settings.model_validate({})
+    except ValidationError as error:
+        raise click.UsageError("the payment terms are part of the manifest: set TOLLSEAL_* as for `serve`") from error
+
+    async def work() -> None:
+        with Reporter() as reporter:
+            options = BackendOptions(
+                cache_dir=settings.cache_dir / "models", threads=settings.threads, progress=reporter.fetching
+            )
+            backend = await open_backend(settings.backend, options)
+            try:
+                tee_type = open_enclave(settings.enclave).tee_type
+                document = compute_manifest(settings, backend.identity, tee_type=tee_type)
+            finally:
+                await backend.close()
+        click.echo(json.dumps(document, indent=2) if as_json else manifest_digest(document))
+
+    _run(work())
+
+
+async def _stopped() -> None:
+    """Wait for Ctrl-C or SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def _run(work: Coroutine[Any, Any, int | None]) -> NoReturn:
+    try:
+        code = asyncio.run(work)
+    except _EXPECTED as error:
+        text = error.diagnostics() if isinstance(error, TollsealError) else str(error)
+        console(stderr=True).print(printable(text, lines=True), style="red", markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code or 0)

@@ -1,0 +1,69 @@
+"""``/v1/aci``: the attestation report and the receipts (aci/1 sections 4 and 7.1)."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from attestation.errors import EnclaveError, MalformedError
+from attestation.keyset import check_nonce, report_data, report_data_slot
+from attestation.report import SERVING_DIRECT, build_report
+from service.http.problems import Problem, unavailable
+from service.http.state import service_of
+from service.payment.ledger import LedgerUnavailableError
+
+router = APIRouter(prefix="/v1/aci", tags=["attestation"])
+
+
+@router.get("/attestation")
+async def attestation(
+    request: Request, nonce: Annotated[str | None, Query(description="64 lower-case hex characters")] = None
+) -> JSONResponse:
+    """What workload and which keys serve this API, with evidence over your nonce."""
+    service = service_of(request)
+    try:
+        if nonce is not None:
+            check_nonce(nonce)
+    except MalformedError as error:
+        raise Problem(400, "malformed-nonce", "Malformed nonce", str(error), field="nonce") from error
+    keyset = service.identity.keyset
+    slot = report_data_slot(report_data(keyset.digest, nonce))
+    try:
+        evidence = await service.enclave.evidence(slot, now=service.clock())
+    except EnclaveError as error:
+        raise unavailable("no-evidence", "No evidence", str(error), retry_after=5) from error
+    settings = service.settings
+    report = build_report(
+        keyset,
+        nonce=nonce,
+        tee_type=service.enclave.tee_type,
+        evidence=evidence,
+        provenance={
+            "repo_url": settings.source_url,
+            "repo_commit": service.manifest["source"]["commit"],
+            "image_digest": settings.image_digest,
+            "image_provenance": None,
+        },
+        serving=SERVING_DIRECT,
+        agent_registration={
+            "agent": str(service.identity.agent),
+            "key_slot": service.key_slot,
+            "registered": True,
+        },
+    )
+    return JSONResponse(report, headers={"cache-control": "no-store"})
+
+
+@router.get("/receipts/{identifier}")
+async def receipt(request: Request, identifier: str) -> JSONResponse:
+    """The signed receipt of a paid answer, by receipt id or answer id."""
+    try:
+        found = await service_of(request).ledger.receipt(identifier)
+    except LedgerUnavailableError as error:
+        raise unavailable("ledger", "Ledger unavailable", "Receipts cannot be read now.", retry_after=5) from error
+    if found is None:
+        raise Problem(404, "not-found", "Not found", "There is no receipt with this id, or it is too old.")
+    document: dict[str, Any] = json.loads(found)
+    return JSONResponse(document, headers={"cache-control": "private, no-transform"})

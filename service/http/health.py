@@ -1,0 +1,43 @@
+"""Liveness and readiness. `healthz` says that the process answers, `readyz` that the next paid call would work."""
+
+from typing import Any, Final
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from service.http.state import service_of
+from service.inference.backend import BackendError
+
+router = APIRouter(tags=["health"])
+
+EXPIRY_MARGIN_SECONDS: Final = 300
+"""A keyset that ends sooner than this cannot be sold under: the buyer would have no time to check the answer."""
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """200 while the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> JSONResponse:
+    """200 when the next paid call would work; 503 with the reasons when it would not."""
+    service = service_of(request)
+    problems = await service.facilitator.ready()
+    try:
+        await service.backend.health()
+    except BackendError as error:
+        problems.append(f"the model cannot answer: {error}")
+    left = service.identity.keyset.not_after - service.clock()
+    if left < EXPIRY_MARGIN_SECONDS:
+        problems.append(f"the keyset expires in {left} s; restart the service to get a new one")
+    body: dict[str, Any] = {
+        "ready": not problems,
+        "problems": problems,
+        "agent": str(service.identity.agent),
+        "registered": True,
+        "model": service.backend.identity.name,
+    }
+    return JSONResponse(body, status_code=503 if problems else 200, headers={"cache-control": "no-store"})

@@ -1,0 +1,182 @@
+"""Selling an answer over HTTP: the 402 with signed offers, the payment, the answer with its proofs.
+
+Payment happens inside the endpoint. A resource validates its request and knows how to produce the answer; everything
+about money is here, once for all resources. Source: x402 v2 over HTTP, and its extension `offer-receipt`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from attestation.digest import jcs
+from attestation.encoding import b64url
+from attestation.payment_proof import EXTENSION, Offer, sign_offer
+from service.build import offered_prices
+from service.call import (
+    RETRY_AFTER_SECONDS,
+    ComeBackError,
+    PaidAnswer,
+    PaymentConflictError,
+    PaymentRefusedError,
+    Produce,
+    Request,
+)
+from service.http.problems import Problem, unavailable
+from service.http.signing import request_url
+from service.inference.admission import Saturated
+from service.inference.backend import BackendError
+from service.payment.authorization import (
+    PaymentHeaderError,
+    PaymentMismatchError,
+    decode_payment_header,
+    match_requirements,
+)
+from service.payment.ledger import LedgerUnavailableError
+from service.payment.terms import (
+    PAYMENT_REQUIRED_HEADER,
+    PAYMENT_RESPONSE_HEADER,
+    PAYMENT_SIGNATURE_HEADER,
+    Resource,
+    as_json,
+    payment_required,
+    payment_required_header,
+    requirements_for,
+)
+
+if TYPE_CHECKING:
+    from service.app import Service
+
+UNPAID: Final = "Payment is required for this request."
+
+BACKEND_RETRY_SECONDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Sale:
+    """Something that can be bought with one request.
+
+    Attributes:
+        body: the request's exact bytes.
+        description: of what is sold, for the 402.
+        input_tokens: what the price goes by.
+        produce: makes the answer.
+    """
+
+    body: bytes
+    description: str
+    input_tokens: int
+    produce: Produce
+
+
+async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
+    """Answer a valid request: with a 402, or with what was bought.
+
+    Raises:
+        Problem: 400 for a malformed payment, 409 for one that belongs to another request, 503 where the answer cannot
+            be had now; none of them costs anything.
+    """
+    url = request_url(http.scope, service.settings.public_url).partition("?")[0]
+    terms = _Terms(service, Resource(url=url, description=sale.description), sale.input_tokens)
+    header = http.headers.get(PAYMENT_SIGNATURE_HEADER)
+    if header is None:
+        return await _ask_for_payment(service, terms)
+    try:
+        authorization = match_requirements(decode_payment_header(header), terms.accepts)
+    except PaymentHeaderError as error:
+        raise Problem(400, "malformed-payment", "Malformed payment", str(error), field=error.field) from error
+    except PaymentMismatchError as error:
+        return terms.response(f"The payment does not match the terms: {error}.")
+    request = Request(endpoint=http.url.path, method=http.method, body=sale.body, resource_url=url)
+    try:
+        answer = await service.calls.run(request, authorization, sale.produce)
+    except PaymentRefusedError as error:
+        return terms.response(f"The payment was not accepted: {error}.")
+    except PaymentConflictError as error:
+        raise Problem(409, "payment-used", "Payment belongs to another request", f"{error}.") from error
+    except ComeBackError as error:
+        raise unavailable("payment-pending", "Come back", f"{error}.", retry_after=RETRY_AFTER_SECONDS) from error
+    except Saturated as error:
+        raise unavailable(
+            "busy", "Busy", f"{error}; nothing was charged.", retry_after=error.retry_after_seconds
+        ) from error
+    except BackendError as error:
+        raise no_answer(error) from error
+    except LedgerUnavailableError as error:
+        raise unavailable("ledger", "Ledger unavailable", "Payments cannot be taken now.", retry_after=5) from error
+    return _paid(answer)
+
+
+def no_answer(error: BackendError) -> Problem:
+    """The model failed: nothing is charged for it."""
+    return unavailable(
+        "inference-failed",
+        "No answer",
+        f"The model gave no answer: {error}. Nothing was charged.",
+        retry_after=BACKEND_RETRY_SECONDS,
+    )
+
+
+async def _ask_for_payment(service: "Service", terms: "_Terms") -> Response:
+    """A 402, unless the call could not be served anyway: nobody signs a payment for a call that has no place."""
+    try:
+        service.admission.check()
+    except Saturated as error:
+        raise unavailable("busy", "Busy", f"{error}.", retry_after=error.retry_after_seconds) from error
+    if problems := await service.facilitator.ready():
+        detail = f"Payments cannot be settled now: {'; '.join(problems)}."
+        raise unavailable("not-ready", "Not ready", detail, retry_after=BACKEND_RETRY_SECONDS)
+    return terms.response(UNPAID)
+
+
+class _Terms:
+    """What one request costs, and how a 402 says so."""
+
+    def __init__(self, service: "Service", resource: Resource, input_tokens: int) -> None:
+        self._service = service
+        self._resource = resource
+        prices = offered_prices(service.settings, input_tokens=input_tokens)
+        self.accepts = [requirements_for(price) for price in prices]
+
+    def response(self, error: str) -> Response:
+        """A 402 with signed offers, the same document in header and body."""
+        until = self._service.clock() + self._service.settings.payment_timeout_seconds
+        offers = [
+            sign_offer(
+                Offer(
+                    resource_url=self._resource.url,
+                    scheme=accept.scheme,
+                    network=accept.network,
+                    asset=accept.asset,
+                    pay_to=accept.pay_to,
+                    amount=accept.amount,
+                    valid_until=until,
+                ),
+                self._service.keys,
+                accept_index=index,
+            )
+            for index, accept in enumerate(self.accepts)
+        ]
+        document = payment_required(
+            self.accepts, resource=self._resource, error=error, extensions={EXTENSION: {"info": {"offers": offers}}}
+        )
+        return JSONResponse(
+            as_json(document),
+            status_code=402,
+            headers={PAYMENT_REQUIRED_HEADER: payment_required_header(document), "cache-control": "no-store"},
+        )
+
+
+def _paid(answer: PaidAnswer) -> Response:
+    receipt: dict[str, Any] = dict(answer.receipt)
+    return Response(
+        answer.body,
+        media_type="application/json",
+        headers={
+            PAYMENT_RESPONSE_HEADER: answer.payment_response,
+            "x-receipt-id": str(receipt["receipt_id"]),
+            "x-receipt": b64url(jcs(receipt)),
+            "cache-control": "private, no-transform",
+        },
+    )

@@ -1,0 +1,123 @@
+"""The outermost layer: every response leaves complete and signed, or as an empty 500.
+
+It stands outside everything else, so that errors, 402s, unknown paths and crashes are signed like answers.
+"""
+
+import logging
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from attestation.errors import MalformedError
+from attestation.http_signature import Exchange, HttpSigner, sign_response
+from attestation.receipt import API_VERSION
+from service.http.problems import Problem, internal_error
+
+_log: Final = logging.getLogger(__name__)
+
+
+class SigningMiddleware:
+    """Signs what the app answers (RFC 9421), with the headers that aci/1 section 5.2 asks for.
+
+    Args:
+        app: what answers.
+        signer: holds the http key.
+        keyset_digest: goes into every response.
+        public_origin: the origin that buyers use, or None to take it from the request.
+        clock: unix seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        signer: HttpSigner,
+        keyset_digest: str,
+        public_origin: str | None,
+        clock: Callable[[], int],
+    ) -> None:
+        self._app = app
+        self._signer = signer
+        self._headers = {
+            "x-aci-version": API_VERSION,
+            "x-aci-keyset-digest": keyset_digest,
+            "x-content-type-options": "nosniff",
+        }
+        self._origin = public_origin
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            # Nothing here speaks WebSocket, and its frames could not be signed.
+            await send({"type": "websocket.close", "code": 1003})
+            return
+        buffer = _Buffer()
+        try:
+            await self._app(scope, receive, buffer)
+        except Exception as error:
+            buffer = await _render(internal_error(error), scope, receive)
+        try:
+            try:
+                signed = self._sign(request_url(scope, self._origin), scope["method"], buffer)
+            except MalformedError:
+                problem = Problem(400, "malformed-target", "Malformed request", "The URL cannot be put in a signature.")
+                buffer = await _render(problem, scope, receive)
+                signed = self._sign(f"{self._origin or 'http://invalid'}/", scope["method"], buffer)
+        except Exception as error:
+            _log.critical("signing failed: %s", type(error).__name__)
+            await send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await send({"type": "http.response.start", "status": buffer.status, "headers": signed})
+        await send({"type": "http.response.body", "body": buffer.body})
+
+    def _sign(self, url: str, method: str, response: "_Buffer") -> list[tuple[bytes, bytes]]:
+        headers = {**response.headers, **self._headers}
+        exchange = Exchange(method=method, url=url, status=response.status, headers=headers, body=response.body)
+        headers.update(sign_response(exchange, self._signer, created=self._clock()))
+        headers["content-length"] = str(len(response.body))
+        return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
+def request_url(scope: MutableMapping[str, Any], public_origin: str | None) -> str:
+    """The URL of a request as its sender wrote it: the origin by its Host header unless a public one is set."""
+    origin = public_origin
+    if origin is None:
+        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+        origin = f"{scope['scheme']}://{host}"
+    else:
+        parts = urlsplit(origin)
+        origin = f"{parts.scheme}://{parts.netloc}"
+    path = scope.get("raw_path") or scope["path"].encode()
+    query = scope["query_string"]
+    target: bytes = path.partition(b"?")[0] + (b"?" + query if query else b"")
+    return origin + target.decode("latin-1")
+
+
+class _Buffer:
+    """Collects one response."""
+
+    def __init__(self) -> None:
+        self.status = 500
+        self.headers: dict[str, str] = {}
+        self.body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            for name, value in message.get("headers", []):
+                key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+                self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+
+
+async def _render(problem: Problem, scope: Scope, receive: Receive) -> _Buffer:
+    buffer = _Buffer()
+    await problem.response()(scope, receive, buffer)
+    return buffer

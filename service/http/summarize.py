@@ -1,0 +1,201 @@
+"""``POST /v1/summarize``: a document in, a payment, a summary out."""
+
+import json
+import secrets
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from attestation.digest import digest
+from service.call import Produced
+from service.http.body import json_object, read_body
+from service.http.paid import Sale, no_answer, sell
+from service.http.problems import Problem
+from service.http.state import service_of
+from service.inference.backend import BackendError
+from service.inference.document import Unsummarizable
+from service.inference.summary import (
+    LANGUAGES,
+    MAX_MAX_WORDS,
+    MIN_MAX_WORDS,
+    Style,
+    SummaryOptions,
+    SummaryPlan,
+)
+
+if TYPE_CHECKING:
+    from service.app import Service
+
+router = APIRouter(tags=["summaries"])
+
+DESCRIPTION: Final = "A summary of one document."
+
+_ESCAPED_BYTES: Final = 3
+"""JSON that escapes every character outside ASCII needs at most three bytes for each byte of UTF-8 text."""
+_OPTIONS_BYTES: Final = 4_096
+
+
+class SummarizeRequest(BaseModel):
+    """What a buyer asks for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    document: Annotated[str, Field(description="The text to summarise.")]
+    style: Annotated[Style, Field(description="The form of the summary.")] = "paragraph"
+    max_words: Annotated[
+        int | None, Field(ge=MIN_MAX_WORDS, le=MAX_MAX_WORDS, description="A limit the model is told.")
+    ] = None
+    language: Annotated[
+        str | None, Field(description=f"ISO 639-1 code: {', '.join(LANGUAGES)}. The document's own when absent.")
+    ] = None
+
+
+class Usage(BaseModel):
+    """Tokens that were computed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Summary(BaseModel):
+    """What a buyer gets."""
+
+    id: str
+    object: str = "summary"
+    created: int
+    model: str
+    summary: str
+    finish_reason: str
+    usage: Usage
+
+
+_PROBLEM: Final[dict[str, Any]] = {
+    "content": {
+        "application/problem+json": {
+            "schema": {
+                "type": "object",
+                "required": ["type", "title", "status", "detail"],
+                "properties": {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string"},
+                    "field": {"type": "string"},
+                },
+            }
+        }
+    }
+}
+
+
+@router.post(
+    "/v1/summarize",
+    response_model=Summary,
+    responses={
+        402: {
+            "description": "Payment is required: terms and signed offers, in the header PAYMENT-REQUIRED and the body."
+        },
+        400: {"description": "The body or the payment is malformed.", **_PROBLEM},
+        409: {"description": "The payment belongs to another request.", **_PROBLEM},
+        413: {"description": "The body is too large.", **_PROBLEM},
+        415: {"description": "The body is not JSON.", **_PROBLEM},
+        422: {"description": "The document or an option is refused.", **_PROBLEM},
+        503: {"description": "No answer now; nothing was charged, or the same payment gets it later.", **_PROBLEM},
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": SummarizeRequest.model_json_schema()}},
+        },
+        "parameters": [
+            {
+                "name": "PAYMENT-SIGNATURE",
+                "in": "header",
+                "required": False,
+                "schema": {"type": "string"},
+                "description": "An x402 v2 payment, base64 of JSON.",
+            }
+        ],
+    },
+)
+async def summarize(http: HttpRequest) -> Response:
+    """Summarise a document. Without a payment the answer is a 402 that says what it costs."""
+    service = service_of(http)
+    limit = service.settings.max_document_bytes * _ESCAPED_BYTES + _OPTIONS_BYTES
+    body = await read_body(http, limit=limit)
+    plan = await _plan(service, _parse(body))
+
+    async def produce() -> Produced:
+        async with service.admission.slot():
+            return await _produce(service, plan)
+
+    return await sell(
+        http, service, Sale(body=body, description=DESCRIPTION, input_tokens=plan.prompt_tokens, produce=produce)
+    )
+
+
+def _parse(body: bytes) -> SummarizeRequest:
+    try:
+        return SummarizeRequest.model_validate(json_object(body))
+    except ValidationError as error:
+        problems = [
+            {"field": ".".join(str(part) for part in item["loc"]) or "body", "message": item["msg"]}
+            for item in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        first = problems[0]
+        raise Problem(
+            422,
+            "invalid-request",
+            "Invalid request",
+            f"{first['field']}: {first['message']}",
+            field=first["field"],
+            members={"errors": problems},
+        ) from error
+
+
+async def _plan(service: "Service", wanted: SummarizeRequest) -> SummaryPlan:
+    try:
+        options = SummaryOptions(style=wanted.style, max_words=wanted.max_words, language=wanted.language)
+        return await service.summarizer.plan(wanted.document, options)
+    except Unsummarizable as error:
+        kind = "".join(f"-{c.lower()}" if c.isupper() else c for c in type(error).__name__).lstrip("-")
+        raise Problem(422, kind, "Cannot be summarised", f"{error}.", field=error.field) from error
+    except BackendError as error:
+        raise no_answer(error) from error
+
+
+async def _produce(service: "Service", plan: SummaryPlan) -> Produced:
+    result = await service.summarizer.run(plan)
+    model = service.backend.identity
+    answer_id = f"sum-{secrets.token_hex(16)}"
+    answer = Summary(
+        id=answer_id,
+        created=service.clock(),
+        model=model.name,
+        summary=result.text,
+        finish_reason=result.finish_reason,
+        usage=Usage(
+            prompt_tokens=result.prompt_tokens,
+            completion_tokens=result.completion_tokens,
+            total_tokens=result.prompt_tokens + result.completion_tokens,
+        ),
+    )
+    return Produced(
+        answer_id=answer_id,
+        model=model.name,
+        body=json.dumps(answer.model_dump(), ensure_ascii=False).encode(),
+        forwarded=tuple(digest(request) for request in result.forwarded),
+        completed={
+            "model": model.name,
+            "weights_sha256": model.weights_sha256,
+            "weights_origin": model.weights_origin,
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": result.completion_tokens,
+            "finish_reason": result.finish_reason,
+            "calls": result.calls,
+        },
+    )

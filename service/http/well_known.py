@@ -1,0 +1,31 @@
+"""``/.well-known``: what strangers look for first."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from attestation.http_signature import DIRECTORY_PATH, key_directory
+from attestation.keyset import ALGO_HTTP
+from attestation.manifest import PATH as MANIFEST_PATH
+from service.http.state import service_of
+
+router = APIRouter(tags=["identity"])
+
+
+@router.get("/.well-known/agent-registration.json")
+async def agent_registration(request: Request) -> JSONResponse:
+    """The agent's ERC-8004 registration file; served here, it proves that the agent controls this domain."""
+    return JSONResponse(dict(service_of(request).registration))
+
+
+@router.get(DIRECTORY_PATH)
+async def key_directory_(request: Request) -> JSONResponse:
+    """The key that signs every response, as a JSON Web Key Set."""
+    key = service_of(request).identity.keyset.key(ALGO_HTTP)
+    return JSONResponse(key_directory(key), media_type="application/http-message-signatures-directory+json")
+
+
+@router.get(MANIFEST_PATH)
+async def tee_manifest(request: Request) -> JSONResponse:
+    """The build manifest; its RFC 8785 form hashes to the digest that receipts and the chain carry."""
+    return JSONResponse(dict(service_of(request).manifest))

@@ -1,0 +1,194 @@
+"""The local chain's process: a native anvil that lives exactly as long as its owner wants it to.
+
+State is in memory. The port is chosen by the kernel unless one is given, so two chains never fight for one. On Linux
+the kernel kills the process when its owner dies, however it dies.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import httpx
+
+LOCAL_CHAIN_ID: Final = 84532
+"""Base Sepolia's id: the network that x402 clients know, so local payments look exactly like testnet ones."""
+
+_START_TIMEOUT: Final = 20.0
+_STOP_TIMEOUT: Final = 5.0
+_LISTENING: Final = "Listening on "
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class AnvilError(RuntimeError):
+    """anvil did not start or did not answer; the message holds its last lines of output."""
+
+
+class Anvil:
+    """One anvil process. Start and stop it with `with`, `async with`, or `start()` and `stop()`.
+
+    Args:
+        binary: the native program (`toolchain.ensure_anvil`), not a wrapper script.
+        chain_id: what eth_chainId answers.
+        port: TCP port on 127.0.0.1; 0 lets the kernel choose a free one.
+        block_time: seconds between blocks; None mines each transaction at once.
+    """
+
+    def __init__(
+        self, binary: Path, *, chain_id: int = LOCAL_CHAIN_ID, port: int = 0, block_time: int | None = None
+    ) -> None:
+        self._command = [str(binary), "--host", "127.0.0.1", "--port", str(port), "--chain-id", str(chain_id)]
+        # No prefunded, unlocked accounts: every key on this chain is made by whoever uses it.
+        self._command += ["--accounts", "0", "--color", "never"]
+        if block_time is not None:
+            self._command += ["--block-time", str(block_time), "--mixed-mining"]
+        self._chain_id = chain_id
+        self._process: subprocess.Popen[str] | None = None
+        self._failure: OSError | None = None
+        self._port: int | None = None
+        self._settled = threading.Event()  # set once the port is known or never will be
+        self._output: deque[str] = deque(maxlen=20)
+        self._thread: threading.Thread | None = None
+
+    @property
+    def rpc(self) -> str:
+        """The JSON-RPC URL.
+
+        Raises:
+            AnvilError: the process has not been started.
+        """
+        if self._port is None:
+            raise AnvilError("anvil has not been started")
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs, else None."""
+        process = self._process
+        return None if process is None or process.poll() is not None else process.pid
+
+    def start(self) -> Self:
+        """Starts the process and returns once it answers eth_chainId.
+
+        Raises:
+            AnvilError: it ended, did not listen in time, or serves another chain.
+        """
+        if self._thread is not None:
+            raise AnvilError("anvil can be started once; make another instance")
+        self._thread = threading.Thread(target=self._own, name="anvil", daemon=True)
+        self._thread.start()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Ends the process and waits for its end. Safe to call at any time, any number of times."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_STOP_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.start)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def _own(self) -> None:
+        """Starts the process, then reads what it prints until it ends.
+
+        The kernel's parent-death signal follows the thread that started a process, so the thread that starts it is the
+        one that stays for as long as the process runs.
+        """
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the words are ours, no shell is involved
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                # Its own session: Ctrl-C reaches the owner, who then stops the chain when nothing needs it any more.
+                start_new_session=True,
+                preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+            )
+        except OSError as error:
+            self._failure = error
+            self._settled.set()
+            return
+        self._process = process
+        stream = process.stdout
+        if stream is not None:
+            with stream:
+                for line in stream:
+                    self._output.append(line.rstrip())
+                    if self._port is None and line.startswith(_LISTENING):
+                        self._port = int(line.rsplit(":", 1)[1])
+                        self._settled.set()
+        process.wait()
+        self._settled.set()
+
+    def _wait_until_ready(self) -> None:
+        settled = self._settled.wait(_START_TIMEOUT)
+        if self._failure is not None:
+            raise AnvilError(f"anvil could not be started: {self._failure}") from self._failure
+        if not settled or self._port is None:
+            what = "ended at once" if settled else f"did not listen within {_START_TIMEOUT:.0f} s"
+            raise AnvilError(f"anvil {what}: " + " | ".join(line for line in self._output if line))
+        request = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
+        transport = httpx.HTTPTransport(retries=3)
+        try:
+            with httpx.Client(transport=transport, timeout=_START_TIMEOUT, trust_env=False) as client:
+                answer = client.post(self.rpc, json=request).json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise AnvilError(f"anvil listens at {self.rpc} but does not answer: {error}") from error
+        if answer.get("result") != hex(self._chain_id):
+            raise AnvilError(f"the node at {self.rpc} serves chain {answer.get('result')}, not {hex(self._chain_id)}")
+
+
+def _die_with_parent() -> "ParentGuard":
+    """Loads the C library before the fork, because after it nothing may be imported or allocated with locks held."""
+    return ParentGuard(ctypes.CDLL(None, use_errno=True), os.getpid())
+
+
+class ParentGuard:
+    """Runs in the child between fork and exec: asks the kernel for SIGKILL when the parent goes."""
+
+    __slots__ = ("_libc", "_parent")
+
+    def __init__(self, libc: ctypes.CDLL, parent: int) -> None:
+        self._libc = libc
+        self._parent = parent
+
+    def __call__(self) -> None:
+        self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self._parent:  # the parent went before the request was made
+            os._exit(1)
