@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, overload
 
 from eth_utils.address import to_checksum_address
+from pydantic_core import from_json
 
 from attestation.errors import MalformedError
 
@@ -116,6 +117,9 @@ def parse_json(data: bytes | str, where: str) -> Any:
     """
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
+        # The standard parser recurses, and a library below raises the interpreter's recursion limit so far that deep
+        # nesting ends the process. This one stops at 200 levels; the standard one then finds names that occur twice.
+        from_json(text, allow_inf_nan=False)
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise MalformedError(where, "must be UTF-8") from error

@@ -4,15 +4,15 @@ Texts from elsewhere (a summary, an error of a service) never reach a terminal w
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from attestation.verdict import Result, Status, Verdict
 
+_GAP: Final = 2
 _STATUS_STYLES: Final = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_VERIFIED: "yellow"}
 _RESULT_STYLES: Final = {
     Result.VERIFIED: "bold green",
@@ -43,24 +43,34 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 def print_fields(out: Console, fields: Iterable[tuple[str, str]]) -> None:
     """Names on the left, values aligned on the right."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in fields:
-        table.add_row(Text(name, style="bold"), Text(printable(value, lines=True)))
-    out.print(table)
+    rows = [(Text(name, style="bold"), Text(printable(value, lines=True))) for name, value in fields]
+    _print_aligned(out, rows)
 
 
 def print_verdict(out: Console, verdict: Verdict) -> None:
     """One line per check, and the verdict."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for check in verdict.checks:
-        table.add_row(
-            Text(check.status.value, style=_STATUS_STYLES[check.status]), check.id, Text(printable(check.detail))
-        )
-    out.print(table)
+    _print_aligned(
+        out,
+        [
+            (
+                Text(check.status.value, style=_STATUS_STYLES[check.status]),
+                Text(check.id),
+                Text(printable(check.detail)),
+            )
+            for check in verdict.checks
+        ],
+    )
     line = Text(verdict.result.value, style=_RESULT_STYLES[verdict.result])
     out.print(line.append(f"  {_MEANINGS[verdict.result]}", style="default"))
+
+
+def _print_aligned(out: Console, rows: Sequence[tuple[Text, ...]]) -> None:
+    """Rows of columns, all but the last as wide as their widest cell, and no blanks at the end of a line."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)] if rows else []
+    for row in rows:
+        line = Text()
+        for cell, width in zip(row, widths, strict=False):
+            padded = cell.copy()
+            padded.pad_right(width - len(cell) + _GAP)
+            line.append_text(padded)
+        out.print(line.append_text(row[-1]))

@@ -3,6 +3,7 @@
 Anything that is not as it must be ends the start with a sentence that says what and why. Nothing is sold by halves.
 """
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -81,6 +82,8 @@ async def boot(
         BackendError, BackendURIError, WeightsError, UnknownModel: the model cannot serve.
         LedgerError: the ledger cannot be used.
     """
+    # The SDK logs what a node answered, and that may quote the node's URL with an access key in it.
+    logging.getLogger("x402").setLevel(logging.CRITICAL)
     enclave = open_enclave(settings.enclave)
     refuse_mainnet(enclave, settings)
     operator = _account(settings)

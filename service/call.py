@@ -37,21 +37,25 @@ from attestation.receipt import (
     RESPONSE_RETURNED,
     sign_receipt,
 )
-from service.payment.authorization import Authorization, PaymentKey, PaymentMismatchError, check_window
+from service.payment.authorization import (
+    Authorization,
+    PaymentKey,
+    PaymentMismatchError,
+    check_window,
+    payment_key,
+)
 from service.payment.facilitator import (
     Facilitator,
     FacilitatorUnavailableError,
     Invalid,
-    Rejected,
-    Settled,
     Unavailable,
-    Unknown,
     Unused,
     Used,
     Void,
 )
 from service.payment.ledger import Conflict, Existing, Ledger, Moved, Row, Stale, State
-from service.payment.terms import payment_response, payment_response_header
+from service.payment.settlement import settle_served
+from service.payment.terms import PaymentPayload, PaymentRequirements, payment_response, payment_response_header
 
 RETRY_AFTER_SECONDS: Final = 2
 """When a buyer is told to come back about a payment whose outcome is not known: about one block."""
@@ -183,6 +187,11 @@ class PaidCalls:
             task.add_done_callback(_retrieve)
         return await asyncio.shield(task)
 
+    async def terms_of(self, payload: PaymentPayload) -> PaymentRequirements | None:
+        """The terms that a payment was accepted under before, if it was: they hold although the price has changed."""
+        row = await self._ledger.find(payment_key(payload))
+        return None if row is None else row.authorization.requirements
+
     async def drain(self) -> None:
         """Wait for the calls that are running."""
         while self._running:
@@ -199,7 +208,7 @@ class PaidCalls:
         if row.state in (State.SETTLING, State.UNKNOWN):
             row = await self._ask_chain(row)
         if row.state is State.SERVED:
-            row = await self._settle(row)
+            row = _moved(await settle_served(self._ledger, self._facilitator, row, self._clock))
         if row.state is State.REJECTED:
             raise PaymentRefusedError(row.reason or "the payment was not executed")
         if row.state is not State.SETTLED:
@@ -238,19 +247,6 @@ class PaidCalls:
             raise
         sealed = self._seal(row, result)
         return _moved(await self._ledger.serve(row, result=sealed, now=self._clock(), receipt_id=result["receipt_id"]))
-
-    async def _settle(self, row: Row) -> Row:
-        moved = await self._ledger.start_settlement(row, now=self._clock())
-        if isinstance(moved, Stale):
-            return _moved(moved)
-        row, now = moved.row, self._clock
-        match await self._facilitator.settle(row.authorization):
-            case Settled(transaction=transaction):
-                return _moved(await self._ledger.settled(row, transaction=transaction, now=now()))
-            case Rejected(reason, message):
-                return _moved(await self._ledger.rejected(row, reason=f"{reason}: {message}", now=now()))
-            case Unknown(reason, transaction):
-                return _moved(await self._ledger.unknown(row, reason=reason, transaction=transaction, now=now()))
 
     async def _ask_chain(self, row: Row) -> Row:
         """What became of a transfer that may have happened (EIP-3009 `authorizationState` and events)."""

@@ -122,6 +122,7 @@ def _show_purchase(out: Console, purchase: Purchase, answer: dict[str, Any], rec
     payment = purchases.parse_payment(purchase.bundle.answer)
     settlement = purchases.parse_settlement(purchase.bundle.answer)
     usage = answer["usage"]
+    out.print("summary", style="bold")
     out.print(printable(str(answer["summary"]), lines=True), markup=False)
     out.print()
     accept = terms.accepts[purchase.bundle.offer["acceptIndex"]]

@@ -82,15 +82,16 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
     header = http.headers.get(PAYMENT_SIGNATURE_HEADER)
     if header is None:
         return await _ask_for_payment(service, terms)
+    request = Request(endpoint=http.url.path, method=http.method, body=sale.body, resource_url=url)
     try:
-        authorization = match_requirements(decode_payment_header(header), terms.accepts)
+        payload = decode_payment_header(header)
+        accepted_before = await service.calls.terms_of(payload)
+        authorization = match_requirements(payload, [accepted_before] if accepted_before else terms.accepts)
+        answer = await service.calls.run(request, authorization, sale.produce)
     except PaymentHeaderError as error:
         raise Problem(400, "malformed-payment", "Malformed payment", str(error), field=error.field) from error
     except PaymentMismatchError as error:
         return terms.response(f"The payment does not match the terms: {error}.")
-    request = Request(endpoint=http.url.path, method=http.method, body=sale.body, resource_url=url)
-    try:
-        answer = await service.calls.run(request, authorization, sale.produce)
     except PaymentRefusedError as error:
         return terms.response(f"The payment was not accepted: {error}.")
     except PaymentConflictError as error:

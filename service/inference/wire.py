@@ -35,6 +35,8 @@ async def get(client: httpx.AsyncClient, path: str, answer: type[M]) -> M:
 
 async def send(client: httpx.AsyncClient, method: str, path: str, body: bytes | None = None) -> httpx.Response:
     """Send a request and return its successful response. Raises BackendError."""
+    if client.is_closed:
+        raise BackendUnavailable("the connection to the model server is closed")
     headers = {"content-type": "application/json"} if body is not None else None
     try:
         response = await client.request(method, path, content=body, headers=headers)

@@ -5,9 +5,7 @@ the kernel kills the process when its owner dies, however it dies.
 """
 
 import asyncio
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +22,16 @@ LOCAL_CHAIN_ID: Final = 84532
 _START_TIMEOUT: Final = 20.0
 _STOP_TIMEOUT: Final = 5.0
 _LISTENING: Final = "Listening on "
-_PR_SET_PDEATHSIG: Final = 1
+
+_GUARD: Final = """
+import ctypes, os, signal, sys
+parent, program = int(sys.argv[1]), sys.argv[2:]
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+if os.getppid() == parent:  # else it went before the request was made
+    os.execv(program[0], program)
+"""
+"""What the new process runs before it becomes anvil: it asks the kernel to be killed when its parent goes. Not a
+`preexec_fn`: running Python between fork and exec can deadlock in a program with threads."""
 
 
 class AnvilError(RuntimeError):
@@ -32,23 +39,20 @@ class AnvilError(RuntimeError):
 
 
 class Anvil:
-    """One anvil process. Start and stop it with `with`, `async with`, or `start()` and `stop()`.
+    """One anvil process that mines each transaction at once.
+
+    Start and stop it with `with`, `async with`, or `start()` and `stop()`.
 
     Args:
         binary: the native program (`toolchain.ensure_anvil`), not a wrapper script.
         chain_id: what eth_chainId answers.
         port: TCP port on 127.0.0.1; 0 lets the kernel choose a free one.
-        block_time: seconds between blocks; None mines each transaction at once.
     """
 
-    def __init__(
-        self, binary: Path, *, chain_id: int = LOCAL_CHAIN_ID, port: int = 0, block_time: int | None = None
-    ) -> None:
+    def __init__(self, binary: Path, *, chain_id: int = LOCAL_CHAIN_ID, port: int = 0) -> None:
         self._command = [str(binary), "--host", "127.0.0.1", "--port", str(port), "--chain-id", str(chain_id)]
         # No prefunded, unlocked accounts: every key on this chain is made by whoever uses it.
         self._command += ["--accounts", "0", "--color", "never"]
-        if block_time is not None:
-            self._command += ["--block-time", str(block_time), "--mixed-mining"]
         self._chain_id = chain_id
         self._process: subprocess.Popen[str] | None = None
         self._failure: OSError | None = None
@@ -91,6 +95,16 @@ class Anvil:
             raise
         return self
 
+    def mine_every(self, seconds: int) -> None:
+        """From now on makes a block every so many seconds, as a public chain does; 0 mines each transaction at once.
+
+        Raises:
+            AnvilError: the process has not been started, or does not answer.
+        """
+        self._ask("evm_setAutomine", seconds == 0)
+        if seconds:
+            self._ask("evm_setIntervalMining", seconds)
+
     def stop(self) -> None:
         """Ends the process and waits for its end. Safe to call at any time, any number of times."""
         process = self._process
@@ -128,9 +142,14 @@ class Anvil:
         The kernel's parent-death signal follows the thread that started a process, so the thread that starts it is the
         one that stays for as long as the process runs.
         """
+        command = self._command
+        if sys.platform == "linux":
+            command = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command]
         try:
+            if not os.access(self._command[0], os.X_OK):
+                raise FileNotFoundError(f"{self._command[0]} is not a program")
             process = subprocess.Popen(  # noqa: S603 - the words are ours, no shell is involved
-                self._command,
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -138,7 +157,6 @@ class Anvil:
                 errors="replace",
                 # Its own session: Ctrl-C reaches the owner, who then stops the chain when nothing needs it any more.
                 start_new_session=True,
-                preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
             )
         except OSError as error:
             self._failure = error
@@ -163,32 +181,21 @@ class Anvil:
         if not settled or self._port is None:
             what = "ended at once" if settled else f"did not listen within {_START_TIMEOUT:.0f} s"
             raise AnvilError(f"anvil {what}: " + " | ".join(line for line in self._output if line))
-        request = {"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}
-        transport = httpx.HTTPTransport(retries=3)
+        answer = self._ask("eth_chainId")
+        if answer.get("result") != hex(self._chain_id):
+            raise AnvilError(f"the node at {self.rpc} serves chain {answer.get('result')}, not {hex(self._chain_id)}")
+        # Several lines for every request from here on would only keep the reading thread busy.
+        self._ask("anvil_setLoggingEnabled", False)
+
+    def _ask(self, method: str, *params: object) -> dict[str, object]:
+        request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         try:
-            with httpx.Client(transport=transport, timeout=_START_TIMEOUT, trust_env=False) as client:
+            with httpx.Client(
+                transport=httpx.HTTPTransport(retries=3), timeout=_START_TIMEOUT, trust_env=False
+            ) as client:
                 answer = client.post(self.rpc, json=request).json()
         except (httpx.HTTPError, ValueError) as error:
             raise AnvilError(f"anvil listens at {self.rpc} but does not answer: {error}") from error
-        if answer.get("result") != hex(self._chain_id):
-            raise AnvilError(f"the node at {self.rpc} serves chain {answer.get('result')}, not {hex(self._chain_id)}")
-
-
-def _die_with_parent() -> "ParentGuard":
-    """Loads the C library before the fork, because after it nothing may be imported or allocated with locks held."""
-    return ParentGuard(ctypes.CDLL(None, use_errno=True), os.getpid())
-
-
-class ParentGuard:
-    """Runs in the child between fork and exec: asks the kernel for SIGKILL when the parent goes."""
-
-    __slots__ = ("_libc", "_parent")
-
-    def __init__(self, libc: ctypes.CDLL, parent: int) -> None:
-        self._libc = libc
-        self._parent = parent
-
-    def __call__(self) -> None:
-        self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self._parent:  # the parent went before the request was made
-            os._exit(1)
+        if not isinstance(answer, dict):
+            raise AnvilError(f"anvil at {self.rpc} answers {method} with something that is not JSON-RPC")
+        return answer

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import httpx
+from pydantic_core import from_json
 from x402.mechanisms.evm.eip712 import hash_domain
 from x402.mechanisms.evm.types import TypedDataDomain
 from x402.mechanisms.evm.utils import is_valid_tx_hash
@@ -185,11 +186,11 @@ class ChainReader:
             response = await self._client.post(self._rpc_url, json=request)
             if len(response.content) > MAX_RESPONSE_BYTES:
                 raise ChainError(f"{method}: the node's answer is longer than {MAX_RESPONSE_BYTES} bytes")
-            answer = response.json()
+            answer = from_json(response.content)  # json.loads has no safe limit here, see authorization.py
         except httpx.HTTPError as error:
             # The URL may hold an access key, so only the kind of failure is told.
             raise ChainError(f"{method}: the node did not answer ({type(error).__name__})") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ChainError(f"{method}: the node answered with something that is not JSON") from error
         if not isinstance(answer, dict) or "result" not in answer:
             refusal = answer.get("error") if isinstance(answer, dict) else None

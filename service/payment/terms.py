@@ -13,7 +13,7 @@ from x402.http.constants import PAYMENT_REQUIRED_HEADER, PAYMENT_RESPONSE_HEADER
 from x402.http.utils import encode_payment_required_header, encode_payment_response_header
 from x402.mechanisms.evm.constants import SCHEME_EXACT
 from x402.mechanisms.evm.utils import normalize_address
-from x402.schemas import PaymentRequired, PaymentRequirements, ResourceInfo, SettleResponse
+from x402.schemas import PaymentPayload, PaymentRequired, PaymentRequirements, ResourceInfo, SettleResponse
 
 from service.pricing import Price
 
@@ -23,6 +23,8 @@ __all__ = [
     "PAYMENT_SIGNATURE_HEADER",
     "SCHEME",
     "X402_VERSION",
+    "PaymentPayload",
+    "PaymentRequirements",
     "Resource",
     "as_json",
     "payment_required",

@@ -16,7 +16,7 @@ from eth_account import Account
 from web3 import HTTPProvider, Web3
 
 from service.localchain.anvil import Anvil, AnvilError
-from service.localchain.deploy import LocalChain, deploy
+from service.localchain.deploy import Deployer, LocalChain, artifact, deploy
 from service.localchain.toolchain import (
     ANVIL_PACKAGE,
     NODE_WHEEL,
@@ -76,6 +76,24 @@ async def test_async_use_and_stop_twice() -> None:
     assert node.pid is None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_blocks_can_be_made_to_take_time() -> None:
+    with Anvil(ensure_anvil(CACHE_DIR)) as node:
+        chain = deploy(node.rpc)
+        owner = Deployer(node.rpc, Account.from_key(chain.owner_key))
+        token = owner.w3.eth.contract(address=Web3.to_checksum_address(chain.token), abi=artifact("UsdToken")["abi"])
+
+        def mint() -> float:
+            began = time.monotonic()
+            owner.send(token.functions.mint(chain.buyer, 1))
+            return time.monotonic() - began
+
+        node.mine_every(1)
+        mint()  # lands somewhere inside a second
+        assert mint() > 0.5  # sent right after a block: has to wait for the next
+        node.mine_every(0)
+        assert mint() < 0.5
 
 
 def test_a_taken_port_is_a_clear_error(anvil: Anvil) -> None:

@@ -1,6 +1,5 @@
 """A facilitator behind HTTP that is slow, broken or lying: never a wrong yes, never a no it has not proven."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -30,8 +29,11 @@ def saying(body: Any, status: int = 200) -> Handler:
     return handler
 
 
-def hanging(_request: Request) -> Awaitable[Response]:
-    return asyncio.sleep(2, Response(b"{}"))
+async def hanging(request: Request) -> Response:
+    """Says nothing until the client has given up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    return Response(status_code=499)
 
 
 async def ask(handler: Handler, question: Callable[[RemoteFacilitator], Awaitable[Any]], **options: Any) -> Any:

@@ -1,0 +1,40 @@
+# `make demo` shows the whole product, `make test` checks it. Both need only python3 and make.
+
+PYTHON ?= python3
+MODEL ?= qwen2.5-coder-1.5b
+BIN := .venv/bin
+
+.PHONY: demo up test lint format bench contracts clean
+
+demo: $(BIN)/.ready
+	@$(BIN)/tollseal demo --model '$(MODEL)' $(if $(FILE),'$(FILE)')
+
+up: $(BIN)/.ready
+	@$(BIN)/tollseal up --model '$(MODEL)'
+
+test: $(BIN)/.ready
+	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+lint: $(BIN)/.ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(BIN)/.ready
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(BIN)/.ready
+	@$(BIN)/python -m bench
+
+contracts: $(BIN)/.ready
+	@$(BIN)/python -m service.localchain.contracts
+
+clean:
+	rm -rf .venv .tollseal bench/out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment is made anew whenever the lock file changes.
+$(BIN)/.ready: uv.lock pyproject.toml scripts/bootstrap.py
+	@$(PYTHON) scripts/bootstrap.py --extra dev
+	@touch $@

@@ -1,0 +1,17 @@
+"""Fixtures that every layer of tests may use."""
+
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["tests.chain", "tests.models"]
+
+EVIDENCE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "attestation"
+
+
+@pytest.fixture(scope="session")
+def evidence_dir() -> Path:
+    """Evidence captured on real hardware, which lies beside the project on some machines and never inside it."""
+    if not EVIDENCE.is_dir():
+        pytest.skip("no captured evidence beside the project")
+    return EVIDENCE

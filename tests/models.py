@@ -1,0 +1,202 @@
+"""The small model, and model servers that behave as real ones were seen to, for tests of inference."""
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from service.inference.catalog import SMOLLM2_135M
+from service.inference.embedded import EmbeddedBackend
+from service.inference.weights import VerifiedWeights, fetch_weights
+
+MODEL_CACHE = Path.home() / ".cache" / "tollseal" / "models"
+THREADS = 1
+"""One, because tests run beside each other: engine threads that wait for a busy core make everything crawl."""
+
+Counting = Literal["llama-server", "vllm", "none"]
+
+
+@pytest.fixture(scope="session")
+def smollm2_weights() -> VerifiedWeights:
+    """The small model's weights, fetched when this machine does not have them yet."""
+    return fetch_weights(SMOLLM2_135M, MODEL_CACHE)
+
+
+@pytest.fixture
+async def small_model(smollm2_weights: VerifiedWeights) -> AsyncIterator[EmbeddedBackend]:
+    """The small model, loaded (a quarter of a second) for one test, with a context of 2048 tokens."""
+    backend = await EmbeddedBackend.open(smollm2_weights, threads=THREADS, timeout_seconds=60, context_size=2048)
+    yield backend
+    await backend.close()
+
+
+@asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[str]:
+    """Run `app` on a free local port, in this event loop; yields its base URL."""
+    started = asyncio.Event()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started.set()
+
+    server = Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off", ws="none"))
+    task = asyncio.create_task(server.serve())
+    await started.wait()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def fake_tokens(messages: list[dict[str, str]]) -> int:
+    """The tokens of the fake servers: words and signs, ten for the template."""
+    return 10 + sum(len(re.findall(r"\w+|[^\w\s]", message["content"])) for message in messages)
+
+
+@dataclass
+class FakeServer:
+    """What a fake does next, and what it was sent.
+
+    `answer` replaces the next chat answers when set. `hold`, when set, is waited for before answering; `gone` is set
+    when the caller left in the meantime.
+    """
+
+    model: str = "fake-model:1b"
+    bodies: list[bytes] = field(default_factory=list)
+    answer: Callable[[], Response] | None = None
+    text: str = "one two three four five"
+    hold: asyncio.Event | None = None
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def chat(self, request: Request) -> tuple[dict[str, Any], Response | None]:
+        """Note the request; wait when told to. Returns its body, and the answer when the test has set one."""
+        body = await request.body()
+        self.bodies.append(body)
+        self.started.set()
+        if self.hold is not None:
+            while not self.hold.is_set():
+                if await request.is_disconnected():
+                    self.gone.set()
+                    break
+                await asyncio.sleep(0.005)
+        return json.loads(body), self.answer() if self.answer is not None else None
+
+    def generate(self, limit: int) -> tuple[str, str, int]:
+        """(text, finish reason, tokens) of an answer of at most `limit` tokens."""
+        words = self.text.split()
+        if len(words) > limit:
+            return " ".join(words[:limit]), "length", limit
+        return self.text, "stop", len(words)
+
+
+def fake_ollama(server: FakeServer, blob_sha256: str, *, modelfile_extra: str = "") -> FastAPI:
+    """Ollama's API as measured: 404 for an unknown model, prompts cut in silence unless told not to."""
+    app = FastAPI()
+
+    def unknown(model: str) -> Response:
+        return JSONResponse({"error": f"model '{model}' not found"}, 404)
+
+    @app.post("/api/show")
+    async def show(request: Request) -> Response:
+        body = await request.json()
+        if body["model"] != server.model:
+            return unknown(body["model"])
+        modelfile = f"# Modelfile\nFROM /root/.ollama/models/blobs/sha256-{blob_sha256}\nTEMPLATE x\n{modelfile_extra}"
+        return JSONResponse(
+            {
+                "modelfile": modelfile,
+                "details": {"format": "gguf", "family": "llama", "quantization_level": "Q4_1"},
+                "model_info": {"general.architecture": "llama", "llama.context_length": 8192},
+            }
+        )
+
+    @app.post("/api/chat")
+    async def chat(request: Request) -> Response:
+        body, answer = await server.chat(request)
+        if answer is not None:
+            return answer
+        if body["model"] != server.model:
+            return unknown(body["model"])
+        options = body.get("options", {})
+        context = options.get("num_ctx", 4096)
+        tokens = fake_tokens(body["messages"])
+        if tokens > context:
+            if body.get("truncate", True) is False:
+                return JSONResponse({"error": "the input length exceeds the context length"}, 400)
+            tokens = context // 2 + 2
+        text, reason, count = server.generate(options.get("num_predict", 128))
+        return JSONResponse(
+            {
+                "model": server.model,
+                "created_at": "2026-01-01T00:00:00Z",
+                "message": {"role": "assistant", "content": text},
+                "done": True,
+                "done_reason": reason,
+                "total_duration": 1,
+                "prompt_eval_count": tokens,
+                "eval_count": count,
+            }
+        )
+
+    return app
+
+
+def fake_openai(server: FakeServer, counting: Counting) -> FastAPI:
+    """A chat completions server, with the way of counting tokens that llama-server, vLLM or nobody else has."""
+    app = FastAPI()
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": server.model, "object": "model"}]})
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body, answer = await server.chat(request)
+        if answer is not None:
+            return answer
+        text, reason, count = server.generate(body["max_tokens"])
+        message = {"role": "assistant", "content": text}
+        usage = {"prompt_tokens": fake_tokens(body["messages"]), "completion_tokens": count}
+        return JSONResponse(
+            {
+                "object": "chat.completion",
+                "model": server.model,
+                "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+                "usage": usage,
+            }
+        )
+
+    if counting == "llama-server":
+
+        @app.post("/v1/chat/completions/input_tokens")
+        async def input_tokens(request: Request) -> Response:
+            body = await request.json()
+            return JSONResponse({"object": "response.input_tokens", "input_tokens": fake_tokens(body["messages"])})
+
+    if counting == "vllm":
+
+        @app.post("/tokenize")
+        async def tokenize(request: Request) -> Response:
+            body = await request.json()
+            return JSONResponse({"count": fake_tokens(body["messages"]), "max_model_len": 4096, "tokens": []})
+
+    return app
+
+
+def failing(status: int, body: object) -> Callable[[], Response]:
+    """An answer with this status; a str is sent as it is, everything else as JSON."""
+    return lambda: PlainTextResponse(body, status) if isinstance(body, str) else JSONResponse(body, status)

@@ -1,0 +1,244 @@
+"""Makes whole purchases without a service, a chain or a model: real keys, real signatures, chosen contents.
+
+What comes out is what an honest service and an honest buyer would have produced, so every change to it must be found.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from eth_account import Account
+from eth_account.messages import encode_typed_data
+from eth_account.signers.local import LocalAccount
+
+from attestation.bundle import Bundle
+from attestation.digest import digest, jcs
+from attestation.enclave.keyring import KeyRing
+from attestation.enclave.simulated import SimulatedEnclave
+from attestation.encoding import b64, b64url
+from attestation.http_signature import Exchange, sign_response
+from attestation.keyset import Keyset, build_keyset, report_data, report_data_slot
+from attestation.manifest import PATH as MANIFEST_PATH
+from attestation.manifest import build_manifest, manifest_digest
+from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain
+from attestation.payment_proof import EXTENSION, Offer, PaymentReceipt, sign_offer, sign_payment_receipt
+from attestation.receipt import sign_receipt
+from attestation.registry.records import KeyRecord, encode_key, encode_manifest
+from attestation.report import PATH as REPORT_PATH
+from attestation.report import build_report
+
+ORIGIN = "https://summaries.example"
+URL = f"{ORIGIN}/v1/summarize"
+NONCE = "ab" * 32
+NOW = 1_790_000_000
+REGISTRY = "0x" + "8a" * 20
+TOKEN = "0x" + "c0" * 20
+PAY_TO = "0x" + "9e" * 20
+TRANSACTION = "0x" + "7f" * 32
+AMOUNT = 10_000
+KEY_SLOT = "tee.key.main"
+BODY = b'{"document":"A long text."}'
+
+
+def payment_terms() -> dict[str, Any]:
+    return {"scheme": "exact", "network": "eip155:84532", "asset": TOKEN, "payTo": PAY_TO, "amount": str(AMOUNT)}
+
+
+def manifest_document(**changes: Any) -> dict[str, Any]:
+    manifest = build_manifest(
+        commit="1" * 40,
+        lock_sha256="2" * 64,
+        files={"attestation": {"attestation/verifier.py": "3" * 64}},
+        image_digest=None,
+        model={"name": "tiny", "weights_sha256": "4" * 64, "weights_origin": "measured"},
+        prompts={"system": "sha256:" + "5" * 64},
+        payment={"accepts": [payment_terms()], "facilitator": "local"},
+        tee="simulated",
+    )
+    return {**manifest, **changes}
+
+
+@dataclass
+class Shop:
+    """A service with keys of its own, and a buyer. Fields may be changed before `bundle` is called."""
+
+    keys: KeyRing = field(default_factory=KeyRing.generate)
+    enclave: SimulatedEnclave = field(default_factory=lambda: SimulatedEnclave("simulated:"))
+    buyer: LocalAccount = field(default_factory=Account.create)
+    subject: str | None = f"eip155:84532:{REGISTRY}:0"
+    not_after: int = NOW + 86_400
+    nonce: str | None = NONCE
+    manifest: dict[str, Any] = field(default_factory=manifest_document)
+    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Event type -> fields that replace the honest ones."""
+
+    @property
+    def keyset(self) -> Keyset:
+        return build_keyset(subject=self.subject, not_after=self.not_after, keys=self.keys.public_keys())
+
+    def signed(self, exchange: Exchange, *, created: int = NOW) -> Exchange:
+        headers = {
+            "content-type": "application/json",
+            "x-aci-version": "aci/1",
+            "x-aci-keyset-digest": self.keyset.digest,
+            **exchange.headers,
+        }
+        exchange = replace(exchange, headers=headers)
+        return replace(exchange, headers={**headers, **sign_response(exchange, self.keys, created=created)})
+
+    def attestation(self, **report_changes: Any) -> Exchange:
+        slot = report_data_slot(report_data(self.keyset.digest, self.nonce))
+        report = build_report(
+            self.keyset,
+            nonce=self.nonce,
+            tee_type="simulated",
+            evidence=asyncio.run(self.enclave.evidence(slot, now=NOW)),
+            provenance={"repo_url": None, "repo_commit": "1" * 40, "image_digest": None, "image_provenance": None},
+            serving="direct",
+            agent_registration={"agent": self.subject, "key_slot": KEY_SLOT, "registered": True},
+        )
+        query = "" if self.nonce is None else f"?nonce={self.nonce}"
+        body = json.dumps({**report, **report_changes}).encode()
+        return self.signed(Exchange("GET", f"{ORIGIN}{REPORT_PATH}{query}", 200, {}, body))
+
+    def manifest_exchange(self) -> Exchange:
+        body = json.dumps(self.manifest).encode()
+        return self.signed(Exchange("GET", ORIGIN + MANIFEST_PATH, 200, {}, body))
+
+    def offer(self, **changes: Any) -> dict[str, Any]:
+        terms = {"resource_url": URL, "scheme": "exact", "network": "eip155:84532", "asset": TOKEN, "pay_to": PAY_TO}
+        offer = Offer(**{**terms, "amount": str(AMOUNT), "valid_until": NOW + 900, **changes})
+        return sign_offer(offer, self.keys, accept_index=0)
+
+    def terms_document(self, **changes: Any) -> dict[str, Any]:
+        accept = {**payment_terms(), "maxTimeoutSeconds": 900, "extra": {"name": "USDC", "version": "2"}}
+        return {
+            "x402Version": 2,
+            "resource": {"url": URL, "description": "A summary."},
+            "accepts": [accept],
+            "extensions": {EXTENSION: {"info": {"offers": [self.offer()]}}},
+            **changes,
+        }
+
+    def terms(self, document: Mapping[str, Any]) -> Exchange:
+        text = json.dumps(document)
+        headers = {"payment-required": b64(text.encode())}
+        return self.signed(Exchange("POST", URL, 402, headers, text.encode(), request_body=BODY))
+
+    def payment(self, document: Mapping[str, Any], **changes: Any) -> str:
+        accept = document["accepts"][0]
+        message: dict[str, Any] = {
+            "from": self.buyer.address,
+            "to": accept["payTo"],
+            "value": int(accept["amount"]),
+            "validAfter": 0,
+            "validBefore": NOW + 900,
+            "nonce": b"\x05" * 32,
+        }
+        types = ["address", "address", "uint256", "uint256", "uint256", "bytes32"]
+        typed = encode_typed_data(
+            domain_data={"name": "USDC", "version": "2", "chainId": 84532, "verifyingContract": accept["asset"]},
+            message_types={
+                "TransferWithAuthorization": [
+                    {"name": name, "type": kind} for name, kind in zip(message, types, strict=True)
+                ]
+            },
+            message_data=message,
+        )
+        authorization = {name: str(value) for name, value in message.items()} | {"nonce": "0x" + "05" * 32}
+        signature = "0x" + self.buyer.sign_message(typed).signature.hex()
+        payment = {
+            "x402Version": 2,
+            "payload": {"authorization": authorization, "signature": signature},
+            "accepted": accept,
+            "resource": document["resource"],
+            "extensions": document["extensions"],
+            **changes,
+        }
+        return b64(json.dumps(payment).encode())
+
+    def receipt(self, body: bytes, **changes: Any) -> dict[str, Any]:
+        model = self.manifest["model"]
+        events: list[dict[str, Any]] = [
+            {"type": "request.received", "body_hash": digest(BODY)},
+            {"type": "agent.identified", "agent_registry": f"eip155:84532:{REGISTRY}", "agent_id": 0},
+            {"type": "build.identified", "manifest_digest": manifest_digest(self.manifest)},
+            {"type": "request.forwarded", "body_hash": "sha256:" + "6" * 64},
+            {"type": "inference.completed", "model": model["name"], "weights_sha256": model["weights_sha256"]},
+            {
+                "type": "payment.settled",
+                "scheme": "exact",
+                "network": "eip155:84532",
+                "asset": TOKEN,
+                "pay_to": PAY_TO,
+                "payer": self.buyer.address.lower(),
+                "amount": str(AMOUNT),
+                "nonce": "0x" + "05" * 32,
+                "transaction": TRANSACTION,
+            },
+            {"type": "response.returned", "body_hash": digest(body), "complete": True},
+        ]
+        fields: dict[str, Any] = {
+            "receipt_id": "rcpt-1",
+            "chat_id": "sum-1",
+            "model": "tiny",
+            "keyset_digest": self.keyset.digest,
+            "endpoint": "/v1/summarize",
+            "method": "POST",
+            "served_at": NOW,
+            "events": [{**event, **self.events.get(event["type"], {})} for event in events],
+            "signer": self.keys,
+        }
+        return sign_receipt(**{**fields, **changes})
+
+    def payment_receipt(self, **changes: Any) -> dict[str, Any]:
+        fields = {"network": "eip155:84532", "resource_url": URL, "payer": self.buyer.address, "issued_at": NOW}
+        return sign_payment_receipt(PaymentReceipt(**{**fields, "transaction": TRANSACTION, **changes}), self.keys)
+
+    def answer(self, document: Mapping[str, Any], receipt: Mapping[str, Any], proof: Mapping[str, Any], body: bytes,
+               *, created: int = NOW, payment: str | None = None) -> Exchange:  # fmt: skip
+        settlement = {
+            "success": True,
+            "transaction": TRANSACTION,
+            "network": "eip155:84532",
+            "payer": self.buyer.address,
+            "extensions": {EXTENSION: {"info": {"receipt": proof}}},
+        }
+        headers = {
+            "payment-response": b64(json.dumps(settlement).encode()),
+            "x-receipt-id": str(receipt["receipt_id"]),
+            "x-receipt": b64url(jcs(dict(receipt))),
+        }
+        sent = {"payment-signature": payment or self.payment(document)}
+        exchange = Exchange("POST", URL, 200, headers, body, request_headers=sent, request_body=BODY)
+        return self.signed(exchange, created=created)
+
+    def bundle(self, *, created: int = NOW) -> Bundle:
+        """An honest purchase."""
+        body = json.dumps({"id": "sum-1", "object": "summary", "summary": "Short."}).encode()
+        document, receipt, proof = self.terms_document(), self.receipt(body), self.payment_receipt()
+        return Bundle(
+            attestation=self.attestation(),
+            manifest=self.manifest_exchange(),
+            terms=self.terms(document),
+            answer=self.answer(document, receipt, proof, body, created=created),
+            receipt=receipt,
+            offer=document["extensions"][EXTENSION]["info"]["offers"][0],
+            payment_receipt=proof,
+        )
+
+    def chain_view(self, **agent_changes: Any) -> ChainView:
+        """What the chain says about an honest service and its payment."""
+        record = KeyRecord(self.keys.payment_address, self.keyset.digest, self.not_after)
+        agent = AgentOnChain(
+            owner="0x" + "0a" * 20,
+            manifest=encode_manifest(manifest_digest(self.manifest)),
+            key_record=encode_key(record),
+            set_by_owner=True,
+            block_number=7,
+        )
+        return ChainView(
+            agent=replace(agent, **agent_changes), payment=PaymentOnChain(confirmed=True, detail="is there")
+        )

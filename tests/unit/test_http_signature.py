@@ -1,0 +1,116 @@
+"""A response signature covers the whole response and the request it answers, and nothing less is accepted."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestation.enclave.keyring import KeyRing
+from attestation.errors import EvidenceError, MalformedError
+from attestation.http_signature import Exchange, key_directory, sign_response, verify_response
+from attestation.keyset import ALGO_HTTP, PublicKey
+
+NOW = 1_790_000_000
+KEYS = KeyRing.generate()
+KEY = next(key for key in KEYS.public_keys() if key.algo == ALGO_HTTP)
+PLAIN = Exchange(
+    "GET", "https://a.example/p?q=1", 200, {"content-type": "application/json", "x-receipt-id": "r"}, b"{}"
+)
+
+
+def signed(exchange: Exchange = PLAIN, keys: KeyRing = KEYS, created: int = NOW) -> Exchange:
+    return replace(exchange, headers={**exchange.headers, **sign_response(exchange, keys, created=created)})
+
+
+def refused(exchange: Exchange, key: PublicKey = KEY, now: int = NOW) -> None:
+    with pytest.raises(EvidenceError):
+        verify_response(exchange, key, now=now)
+
+
+def without(headers: Mapping[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in headers.items() if key != name}
+
+
+def test_a_signed_response_verifies_and_says_when() -> None:
+    assert verify_response(signed(), KEY, now=NOW) == NOW
+
+
+@given(
+    status=st.integers(min_value=100, max_value=599),
+    body=st.binary(max_size=200),
+    path=st.text("abc/%20", max_size=10).filter(lambda text: "%" not in text or "%20" in text),
+)
+def test_any_response_can_be_signed(status: int, body: bytes, path: str) -> None:
+    exchange = Exchange("POST", f"http://localhost:8402/{path.replace('%', '')}", status, {}, body)
+    assert verify_response(signed(exchange), KEY, now=NOW) == NOW
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(signed(), status=201),
+        replace(signed(), body=b"{ }"),
+        replace(signed(), body=b""),
+        replace(signed(), method="POST"),
+        replace(signed(), url="https://a.example/other?q=1"),
+        replace(signed(), url="https://b.example/p?q=1"),
+        replace(signed(), url="https://a.example/p?q=2"),
+        replace(signed(), url="https://a.example/p"),
+        replace(signed(), headers={**signed().headers, "x-receipt-id": "s"}),
+        replace(signed(), headers={**signed().headers, "payment-response": "e30="}),
+        *(replace(signed(), headers=without(signed().headers, name)) for name in signed().headers),
+    ],
+)
+def test_any_change_is_refused(changed: Exchange) -> None:
+    refused(changed)
+
+
+def test_a_query_must_be_covered_when_there_is_one() -> None:
+    unasked = signed(replace(PLAIN, url="https://a.example/p"))
+    refused(replace(unasked, url="https://a.example/p?q=1"))
+
+
+def test_another_key_or_key_id_is_refused() -> None:
+    other = next(key for key in KeyRing.generate().public_keys() if key.algo == ALGO_HTTP)
+    refused(signed(), other)
+    refused(signed(), PublicKey("http-2", KEY.algo, KEY.public_key))
+
+
+def test_a_signature_from_the_future_is_refused_and_a_small_skew_is_not() -> None:
+    refused(signed(created=NOW + 61))
+    assert verify_response(signed(created=NOW + 59), KEY, now=NOW) == NOW + 59
+
+
+def test_a_signature_for_another_purpose_is_refused() -> None:
+    headers = dict(signed().headers)
+    headers["signature-input"] = headers["signature-input"].replace("x402-response", "other-purpose")
+    refused(replace(signed(), headers=headers))
+
+
+def test_a_second_signature_beside_ours_is_refused() -> None:
+    headers = dict(signed().headers)
+    headers["signature-input"] += ', b=("@status");created=1;keyid="http";alg="ed25519";tag="x402-response"'
+    headers["signature"] += ", b=:AAAA:"
+    refused(replace(signed(), headers=headers))
+
+
+@pytest.mark.parametrize("url", ["not a url", "http://", "http://host/%zz", "http://host/\N{SNOWMAN}"])
+def test_a_target_that_cannot_be_expressed_is_an_error_and_not_an_unsigned_response(url: str) -> None:
+    with pytest.raises(MalformedError):
+        sign_response(replace(PLAIN, url=url), KEYS, created=NOW)
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_no_header_makes_the_verifier_raise_anything_else(first: str, second: str) -> None:
+    refused(
+        replace(
+            signed(), headers={**PLAIN.headers, "content-digest": "x", "signature-input": first, "signature": second}
+        )
+    )
+
+
+def test_the_directory_holds_the_key_as_a_jwk() -> None:
+    (entry,) = key_directory(KEY)["keys"]
+    assert (entry["kty"], entry["crv"], entry["kid"]) == ("OKP", "Ed25519", KEY.key_id)
