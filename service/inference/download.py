@@ -92,7 +92,7 @@ def _transfer(client: httpx.Client, url: str, path: Path, size: int, advanced: C
         written = start
         with path.open("r+b" if start else "wb") as file:
             file.seek(start)
-            for chunk in response.iter_raw(_CHUNK):
+            for chunk in response.iter_raw():
                 written += len(chunk)
                 if written > size:
                     raise SourceError(f"{url} sends more than the {size} bytes the catalogue says")
