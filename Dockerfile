@@ -9,7 +9,8 @@ RUN UV_PROJECT_ENVIRONMENT=/opt/tollseal uv sync --frozen --no-editable --extra 
 
 FROM python:3.11-slim-bookworm
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --home /var/lib/tollseal --create-home tollseal
+    && useradd --system --home /var/lib/tollseal --create-home tollseal \
+    && install -d -o tollseal -g tollseal /var/lib/tollseal/ledger /var/lib/tollseal/cache
 COPY --from=build /opt/tollseal /opt/tollseal
 COPY --from=build /src/uv.lock /opt/tollseal/uv.lock
 USER tollseal

@@ -39,10 +39,11 @@ from attestation.digest import jcs_digest
 from attestation.encoding import address, parse_json
 from attestation.errors import MalformedError, TollsealError
 from attestation.manifest import manifest_digest, parse_manifest
+from attestation.money import format_amount, parse_amount
 from attestation.onchain import ChainView
 from attestation.policy import Policy
 from attestation.registry.view import ChainReader
-from attestation.spending import KNOWN_ASSETS, Asset, SpendingLimit, atomic, usd_text
+from attestation.spending import KNOWN_ASSETS, Asset, SpendingLimit
 from attestation.terminal import console, print_fields, print_verdict, printable
 from attestation.verdict import Verdict
 from attestation.verifier import Verifier
@@ -130,7 +131,7 @@ def summarize(file: Any, url: str, max_price: str, save: Path | None, assets: tu
     known = [*KNOWN_ASSETS, *([Asset(f"eip155:{stack.chain_id}", stack.token.lower())] if stack else [])]
     try:
         known += [_asset(item) for item in assets]
-        atomic(max_price, 6)
+        parse_amount(max_price, 6)
     except MalformedError as error:
         raise click.UsageError(str(error)) from error
     rpc = rpc or (stack.rpc if stack else None)
@@ -196,7 +197,7 @@ def _show_purchase(purchase: Purchase, answer: dict[str, Any], save: Path | None
     out = console()
     out.print(printable(str(answer.get("summary", "")), lines=True), markup=False)
     out.print()
-    print_fields(out, [("paid", f"{usd_text(payment.amount)} USD"), ("transaction", transaction)])
+    print_fields(out, [("paid", f"{format_amount(payment.amount, 6)} USD"), ("transaction", transaction)])
     print_verdict(out, purchase.verdict)
 
 

@@ -15,8 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 
 import httpx
 from eth_account.signers.local import LocalAccount
@@ -30,6 +29,7 @@ from attestation import manifest as manifests
 from attestation import purchase as purchases
 from attestation import report
 from attestation.bundle import PAYMENT_HEADER, Bundle
+from attestation.closing import AsyncCloseable
 from attestation.encoding import as_object, b64url_bytes, parse_json
 from attestation.errors import ServiceError, TollsealError
 from attestation.http_signature import Exchange
@@ -98,7 +98,7 @@ def _unix_now() -> int:
     return int(time.time())
 
 
-class ServiceChecker:
+class ServiceChecker(AsyncCloseable):
     """Attests services under a policy, without buying anything.
 
     Args:
@@ -120,14 +120,6 @@ class ServiceChecker:
         self._chain = chain
         self._transport = transport or httpx.AsyncHTTPTransport()
         self._clock = clock
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Closes the connections."""

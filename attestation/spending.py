@@ -1,17 +1,12 @@
-"""What a buyer is willing to pay: which tokens, and how much of each per call.
+"""What a buyer is willing to pay: which tokens, and how much of each per call."""
 
-Money is exact here: decimal text in, atomic integers inside, never a float.
-"""
-
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from attestation import encoding
-from attestation.errors import MalformedError, ServiceError
-
-_USD: Final = re.compile(r"(0|[1-9][0-9]{0,11})(?:\.([0-9]{1,18}))?")
+from attestation.errors import ServiceError
+from attestation.money import format_amount, parse_amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +24,6 @@ KNOWN_ASSETS: Final = (
     Asset("eip155:84532", "0x036cbd53842c5426634e7929541ec2318f3dcf7e"),
 )
 """Circle's USDC on Base and on Base Sepolia."""
-
-
-def atomic(usd: str, decimals: int) -> int:
-    """An amount of US dollars in a token's atomic units, exactly.
-
-    Raises:
-        MalformedError: not a plain decimal number such as 0.05, or with more digits than the token has.
-    """
-    match = _USD.fullmatch(usd)
-    if match is None:
-        raise MalformedError("price", f"must be a plain decimal number such as 0.05, is {usd!r}")
-    fraction = (match[2] or "").rstrip("0")
-    if len(fraction) > decimals:
-        raise MalformedError("price", f"has more than the {decimals} digits that the token can express")
-    return int(match[1] + fraction.ljust(decimals, "0"))
-
-
-def usd_text(amount: int, decimals: int = 6) -> str:
-    """An atomic amount as decimal text, with at least two digits after the point."""
-    whole, fraction = divmod(amount, 10**decimals)
-    digits = str(fraction).rjust(decimals, "0").rstrip("0") if decimals else ""
-    return f"{whole}.{digits.ljust(2, '0')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +49,10 @@ class SpendingLimit:
                 refused.append(f"scheme {accept.get('scheme')} is not supported")
             elif asset is None:
                 refused.append(f"token {address} on {network} is not one you know")
-            elif amount > atomic(self.max_price, asset.decimals):
-                refused.append(f"it costs {usd_text(amount, asset.decimals)} USD, your limit is {self.max_price} USD")
+            elif amount > parse_amount(self.max_price, asset.decimals):
+                refused.append(
+                    f"it costs {format_amount(amount, asset.decimals)} USD, your limit is {self.max_price} USD"
+                )
             else:
                 return index
         raise ServiceError(

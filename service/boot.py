@@ -18,7 +18,6 @@ from attestation.errors import EnclaveError, TollsealError
 from attestation.keyset import Keyset, build_keyset
 from attestation.manifest import check_pinned, manifest_digest
 from attestation.onchain import AgentReference
-from attestation.registry.canonical import is_valueless
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.publication import Desired, Publication, ensure_agent, publish
 from attestation.registry.records import KeyRecord, key_name
@@ -147,8 +146,7 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
     if enclave.is_hardware:
         return
     for name, network in (("payment network", settings.network), ("registry", settings.registry_network)):
-        chain_id = int(network.removeprefix("eip155:"))
-        if is_mainnet_network(network) or not is_valueless(chain_id):
+        if is_mainnet_network(network):
             raise EnclaveError(
                 f"a simulated enclave does not start with the {name} {network}: its evidence proves nothing",
                 hint="Use a testnet or a local chain, or run inside a TEE.",

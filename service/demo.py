@@ -13,10 +13,11 @@ from attestation import purchase as purchases
 from attestation.client import PURCHASE, Buyer, NotAcceptedError, PayingTransport, Purchase, problem_text
 from attestation.devstack import DevStack
 from attestation.errors import ServiceError
+from attestation.money import format_amount
 from attestation.policy import Policy
 from attestation.registry.payments import PaymentReader
 from attestation.registry.view import ChainReader
-from attestation.spending import Asset, SpendingLimit, usd_text
+from attestation.spending import Asset, SpendingLimit
 from attestation.terminal import console, print_fields, print_verdict, printable
 from service.app import Service
 from service.inference.weights import FetchProgress
@@ -126,12 +127,12 @@ def _show_purchase(out: Console, purchase: Purchase, answer: dict[str, Any], rec
     out.print(printable(str(answer["summary"]), lines=True), markup=False)
     out.print()
     accept = terms.accepts[purchase.bundle.offer["acceptIndex"]]
-    price = f"{usd_text(int(accept['amount']))} USD ({accept['amount']} units of {accept['asset']})"
+    price = f"{format_amount(int(accept['amount']), 6)} USD ({accept['amount']} units of {accept['asset']})"
     print_fields(
         out,
         [
             ("terms", f"{price} on {accept['network']}, signed by the service"),
-            ("paid", f"{usd_text(payment.amount)} USD; the seller's balance grew by {received} units"),
+            ("paid", f"{format_amount(payment.amount, 6)} USD; the seller's balance grew by {received} units"),
             ("transaction", settlement.transaction),
             (
                 "tokens",

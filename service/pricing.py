@@ -9,15 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from attestation.errors import MalformedError
+from attestation.money import parse_amount
 from service.payment.networks import BASE, BASE_SEPOLIA
 
-MAX_UINT256: Final = 2**256 - 1
-"""Largest amount an EVM token can hold or an EIP-3009 authorization can carry."""
-
-MAX_PRICE_LENGTH: Final = 100
-"""Characters in a price string: 78 digits are the most a uint256 needs, the rest is the point and some zeros."""
-
-_PRICE: Final = re.compile(r"(?P<whole>[0-9]+)(?:\.(?P<fraction>[0-9]+))?")
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
 _NETWORK: Final = re.compile(r"eip155:[1-9][0-9]{0,31}")
 
@@ -168,29 +163,10 @@ def parse_price(text: str, decimals: int) -> int:
         PriceError: not a plain positive decimal (sign, exponent, NaN, spaces, missing digits), more decimals than the
             asset has, zero, or more than a uint256 holds.
     """
-    match = _PRICE.fullmatch(text) if len(text) <= MAX_PRICE_LENGTH else None
-    if match is None:
-        shown = text[:MAX_PRICE_LENGTH]
-        raise PriceError(f'price {shown!r} is not a plain decimal such as "0.01" (digits, at most one point)')
-    fraction = match["fraction"] or ""
-    if len(fraction) > decimals:
-        raise PriceError(f"price {text!r} has {len(fraction)} decimals; the asset has {decimals}")
-    amount = int(match["whole"] + fraction.ljust(decimals, "0"))
+    try:
+        amount = parse_amount(text, decimals)
+    except MalformedError as error:
+        raise PriceError(str(error)) from error
     if amount == 0:
         raise PriceError(f"price {text!r} must be greater than zero")
-    if amount > MAX_UINT256:
-        raise PriceError(f"price {text!r} does not fit in a uint256")
     return amount
-
-
-def format_amount(amount: int, decimals: int) -> str:
-    """The decimal string of an atomic amount, shortest form: (10000, 6) -> "0.01", (2000000, 6) -> "2".
-
-    Raises:
-        PriceError: `amount` is negative.
-    """
-    if amount < 0:
-        raise PriceError(f"an amount cannot be negative: {amount}")
-    digits = str(amount).rjust(decimals + 1, "0")
-    whole, fraction = digits[: len(digits) - decimals], digits[len(digits) - decimals :].rstrip("0")
-    return f"{whole}.{fraction}" if fraction else whole

@@ -26,8 +26,16 @@ TESTNET_REGISTRIES: Final = Registries(
 
 MAINNET_CHAIN_IDS: Final = frozenset({1, 8453, 42161})
 """Ethereum, Base, Arbitrum One."""
-TESTNET_CHAIN_IDS: Final = frozenset({84532, 11155111})
-"""Base Sepolia, Sepolia."""
+TESTNET_CHAIN_IDS: Final = frozenset(
+    {
+        80002,  # Polygon Amoy
+        84532,  # Base Sepolia; also the id of our own local chain
+        421614,  # Arbitrum Sepolia
+        560048,  # Hoodi
+        11155111,  # Sepolia
+        11155420,  # OP Sepolia
+    }
+)
 LOCAL_CHAIN_IDS: Final = frozenset({1337, 31337})
 """What development nodes call themselves by default; nothing canonical lives there."""
 

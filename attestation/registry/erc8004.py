@@ -7,13 +7,13 @@ before the last change of hands is stale.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from eth_utils.crypto import keccak
 from web3.contract import AsyncContract
 from web3.types import LogReceipt
 
+from attestation.closing import AsyncCloseable
 from attestation.encoding import address as parse_address
 from attestation.registry.abi import METADATA_SET, REGISTERED, TRANSFER
 from attestation.registry.errors import RegistryError, RevertedError, UnknownAgentError
@@ -53,7 +53,7 @@ class Metadata:
     stale: bool
 
 
-class IdentityReader:
+class IdentityReader(AsyncCloseable):
     """The identity registry at `address` on chain `chain_id`, through the node at `rpc_url`.
 
     Args:
@@ -79,14 +79,6 @@ class IdentityReader:
     def registry_id(self) -> str:
         """``eip155:<chainId>:<address>``, as registration files name a registry."""
         return f"eip155:{self.chain.chain_id}:{self.address}"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Closes the connection to the node."""

@@ -8,13 +8,13 @@ import enum
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from eth_typing import HexStr
 from web3.exceptions import TransactionNotFound
 from web3.types import LogReceipt, TxReceipt
 
+from attestation.closing import AsyncCloseable
 from attestation.encoding import address as parse_address
 from attestation.encoding import prefixed_hex_bytes
 from attestation.errors import MalformedError
@@ -71,7 +71,7 @@ class PaymentFinding:
         return self.outcome is Outcome.CONFIRMED
 
 
-class PaymentReader:
+class PaymentReader(AsyncCloseable):
     """Reads payments on chain `chain_id` through the node at `rpc_url`. Close it, or use it with `async with`.
 
     Every method raises `WrongChainError` when the node serves another chain, `NoContractError` when there is no
@@ -80,14 +80,6 @@ class PaymentReader:
 
     def __init__(self, rpc_url: str, chain_id: int, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         self.chain: Final = Chain(rpc_url, chain_id, timeout=timeout)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Closes the connection to the node."""

@@ -6,8 +6,7 @@ so a caller can tell "the chain says no" from "the chain could not be asked".
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from aiohttp import ClientError, ClientResponseError, ClientTimeout
@@ -19,6 +18,7 @@ from web3.exceptions import BadFunctionCallOutput, ContractLogicError, Web3Excep
 from web3.providers.rpc.utils import REQUEST_RETRY_ALLOWLIST, ExceptionRetryConfiguration
 from web3.types import LogReceipt
 
+from attestation.closing import AsyncCloseable
 from attestation.encoding import address as parse_address
 from attestation.registry.abi import AbiName, load
 from attestation.registry.errors import (
@@ -43,7 +43,7 @@ Topic = bytes | None
 """One position of a log filter: 32 bytes that must match, or None for anything."""
 
 
-class Chain:
+class Chain(AsyncCloseable):
     """A connection to the node at `rpc_url`, which must serve `chain_id`. Close it, or use it with `async with`."""
 
     def __init__(self, rpc_url: str, chain_id: int, *, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -62,14 +62,6 @@ class Chain:
         self.w3: AsyncWeb3[AsyncHTTPProvider] = AsyncWeb3(self._provider)
         self._checked: set[str] = set()
         self._chain_checked = False
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Closes the connection's sockets."""

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from x402.schemas import PaymentPayload, PaymentRequirements
 
+from attestation.money import MAX_UINT256
 from service.payment.terms import PAYMENT_SIGNATURE_HEADER, SCHEME, X402_VERSION
-from service.pricing import MAX_UINT256
 
 MAX_HEADER_BYTES: Final = 16_384
 """Longest accepted `PAYMENT-SIGNATURE`. A plain payment needs 1.5 kB; echoed offers and extensions need the rest."""

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.payment.networks import KNOWN_TESTNETS, is_mainnet_network
+from attestation.errors import MalformedError
+from attestation.money import MAX_UINT256, format_amount
+from attestation.registry.canonical import LOCAL_CHAIN_IDS, TESTNET_CHAIN_IDS
+from service.payment.networks import is_mainnet_network
 from service.pricing import (
     KNOWN_USDC,
-    MAX_UINT256,
     USDC_BASE,
     USDC_BASE_SEPOLIA,
     Asset,
@@ -17,7 +19,6 @@ from service.pricing import (
     Payee,
     PriceError,
     PriceRule,
-    format_amount,
     parse_price,
     prices_for,
 )
@@ -44,8 +45,8 @@ def test_a_decimal_price_becomes_exact_atomic_units(text: str, decimals: int, am
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("0.0000001", "7 decimals; the asset has 6"),
-        ("0.0100000", "7 decimals; the asset has 6"),
+        ("0.0000001", "7 decimals; the token has 6"),
+        ("0.0100000", "7 decimals; the token has 6"),
         ("-1", "plain decimal"),
         ("+1", "plain decimal"),
         ("1e3", "plain decimal"),
@@ -87,7 +88,7 @@ def test_amounts_are_shown_in_their_shortest_form() -> None:
     assert format_amount(2_000_000, 6) == "2"
     assert format_amount(0, 6) == "0"
     assert format_amount(1_000, 0) == "1000"
-    with pytest.raises(PriceError):
+    with pytest.raises(MalformedError):
         format_amount(-1, 6)
 
 
@@ -143,5 +144,5 @@ def test_every_network_that_is_not_a_known_testnet_is_a_mainnet(network: str) ->
 
 
 def test_known_testnets_are_not_mainnets() -> None:
-    assert "eip155:84532" in KNOWN_TESTNETS
-    assert not any(is_mainnet_network(network) for network in KNOWN_TESTNETS)
+    assert 84532 in TESTNET_CHAIN_IDS
+    assert not any(is_mainnet_network(f"eip155:{chain_id}") for chain_id in TESTNET_CHAIN_IDS | LOCAL_CHAIN_IDS)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation.errors import MalformedError, ServiceError
-from attestation.spending import Asset, SpendingLimit, atomic, usd_text
+from attestation.money import format_amount, parse_amount
+from attestation.spending import Asset, SpendingLimit
 
 TOKEN = "0x" + "c0" * 20
 LIMIT = SpendingLimit("0.05", (Asset("eip155:84532", TOKEN),))
@@ -19,18 +20,20 @@ def accept(**changes: Any) -> dict[str, Any]:
 
 @given(st.integers(min_value=0, max_value=10**17))
 def test_what_is_printed_is_what_is_paid(amount: int) -> None:
-    assert atomic(usd_text(amount), 6) == amount
+    assert parse_amount(format_amount(amount, 6), 6) == amount
 
 
 @pytest.mark.parametrize(("text", "units"), [("0.05", 50_000), ("1", 1_000_000), ("0.000001", 1), ("2.50", 2_500_000)])
 def test_prices_are_exact(text: str, units: int) -> None:
-    assert atomic(text, 6) == units
+    assert parse_amount(text, 6) == units
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1e3", ".5", "5.", "0.0000001", "NaN", "1,5", "٣", "0x1", " 1"])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1e3", ".5", "5.", "0.0000001", "1.0000000", "NaN", "1,5", "٣", "0x1", " 1"]
+)
 def test_a_price_that_is_not_a_plain_decimal_is_refused(text: str) -> None:
     with pytest.raises(MalformedError):
-        atomic(text, 6)
+        parse_amount(text, 6)
 
 
 def test_the_first_affordable_terms_are_chosen() -> None:
