@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ PRICE = 10_000
 START_SECONDS = 120
 STOP_SECONDS = 60
 COMMAND_SECONDS = 120
+LOOK_EVERY_SECONDS = 0.01
 
 TOLLSEAL = str(Path(sys.executable).with_name("tollseal"))
 
@@ -34,7 +36,9 @@ had gone, and the town decided to build the stone breakwater that stands there t
 """
 
 # A shell that puts a job in the background leaves SIGINT ignored, and children inherit that. A terminal does not.
-_LIKE_A_TERMINAL = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+_LIKE_A_TERMINAL = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -43,8 +47,8 @@ def environment(**settings: str) -> dict[str, str]:
     return {**clean, **settings}
 
 
-def run(*arguments: str | Path, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    """`tollseal` with these arguments, to its end."""
+def run(*arguments: str | Path, cwd: Path, given: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    """`tollseal` with these arguments, to its end. `given` is what it reads; `settings` are added to its environment."""
     command = [TOLLSEAL, *map(str, arguments)]
     return subprocess.run(
         command,
@@ -54,7 +58,7 @@ def run(*arguments: str | Path, cwd: Path, **settings: str) -> subprocess.Comple
         capture_output=True,
         timeout=COMMAND_SECONDS,
         check=False,
-        stdin=subprocess.DEVNULL,
+        input=given,
     )
 
 
@@ -229,6 +233,14 @@ def alive(members: set[tuple[int, str]]) -> set[int]:
     """Those of a family that still run; an id that was given to another process meanwhile does not count."""
     everyone = processes()
     return {pid for pid, started in members if pid in everyone and everyone[pid][1] == started}
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Wait for something that no event announces: the state of a file, of a chain, or of processes of others."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        threading.Event().wait(LOOK_EVERY_SECONDS)
 
 
 def output_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -206,7 +206,9 @@ def test_hostile_files_are_refused_in_words(kind: str) -> None:
     assert verdict.checks[0].detail
 
 
-@pytest.mark.parametrize("url", ["http://[", "http://[::1", "//", "", "http://127.0.0.1:99999/v1/aci/attestation", "\x00"])
+@pytest.mark.parametrize(
+    "url", ["http://[", "http://[::1", "//", "", "http://127.0.0.1:99999/v1/aci/attestation", "\x00"]
+)
 @pytest.mark.parametrize("exchange", ["attestation", "manifest", "terms", "answer"])
 def test_a_url_that_is_none_is_a_failed_check(bought: Bought, exchange: str, url: str) -> None:
     assert judge(with_value(bought.document, (exchange, "request", "url"), url)).result is Result.FAILED

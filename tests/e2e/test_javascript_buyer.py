@@ -26,9 +26,7 @@ def order(stack: Stack, *, allow: Any, **body: Any) -> dict[str, Any]:
 
 
 def local_token(stack: Stack, limit: int) -> list[dict[str, str]]:
-    return [
-        {"network": f"eip155:{stack.dev.chain_id}", "asset": stack.dev.token, "maxAmountPerPayment": str(limit)}
-    ]
+    return [{"network": f"eip155:{stack.dev.chain_id}", "asset": stack.dev.token, "maxAmountPerPayment": str(limit)}]
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +91,7 @@ def test_the_offer_is_one_of_the_terms_and_says_what_was_paid(paid: dict[str, An
     assert paid["receipt"]["payload"]["transaction"] == paid["settlement"]["transaction"]
 
 
-def test_a_client_that_does_not_know_the_token_does_not_pay(
-    stack: Stack, token: Token, javascript: RunScript
-) -> None:
+def test_a_client_that_does_not_know_the_token_does_not_pay(stack: Stack, token: Token, javascript: RunScript) -> None:
     before = token.balance_of(stack.dev.pay_to)
     result = javascript("buyer.mjs", order(stack, allow=None))
     assert "refused" in result, result

@@ -148,9 +148,7 @@ def test_the_published_key_is_the_attested_one_and_signs_nothing_else(directory:
     assert [key["algo"] for key in keys if key["public_key"] == raw] == ["ed25519-rfc9421"]
 
 
-def test_a_head_request_gets_a_digest_of_what_it_receives(
-    stack: Stack, directory: Any, javascript: RunScript
-) -> None:
+def test_a_head_request_gets_a_digest_of_what_it_receives(stack: Stack, directory: Any, javascript: RunScript) -> None:
     head = exchange(stack.dev.url, "HEAD", "/healthz")
     [verdict] = javascript("signatures.mjs", {"directory": directory, "exchanges": [head]})
     assert verdict["signature"] is True

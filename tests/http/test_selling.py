@@ -16,9 +16,10 @@ from attestation.digest import digest, jcs
 from attestation.encoding import b64url_bytes
 from attestation.keyset import ALGO_PAYMENT
 from service.app import EXPOSED_HEADERS
+from service.inference.summary import SummaryOptions, build_messages
 from service.payment.authorization import decode_payment_header
 from tests.http.conftest import Stack
-from tests.http.world import PRICE, SUMMARIZE, bench, check_response, distinct_body, exchange_of, offered, request_body
+from tests.http.world import DOCUMENT, PRICE, SUMMARIZE, bench, check_response, distinct_body, exchange_of, offered, request_body
 from tests.payments import as_document, as_header, pay
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("http")]
@@ -200,11 +201,11 @@ async def test_a_paid_answer_is_kept_out_of_shared_caches_and_is_readable_in_bro
 
 
 async def test_options_reach_the_model_and_change_what_is_asked(stack: Stack) -> None:
-    body = request_body(style="bullets", max_words=60, language="de")
-    assert (await stack.caller.buy(body)).status_code == 200
-    prompt = json.loads(stack.model.bodies[-1])["messages"][-1]["content"]
-    assert "bullet points, at most 60 words" in prompt
-    assert "Write in German" in prompt
+    plain = build_messages(DOCUMENT, SummaryOptions())
+    wanted = build_messages(DOCUMENT, SummaryOptions(style="bullets", max_words=60, language="de"))
+    assert plain != wanted
+    assert (await stack.caller.buy(request_body(style="bullets", max_words=60, language="de"))).status_code == 200
+    assert json.loads(stack.model.bodies[-1])["messages"] == [message.to_json() for message in wanted]
 
 
 async def test_a_sum_is_paid_to_the_seller_whoever_hands_the_payment_in(stack: Stack) -> None:

@@ -43,6 +43,7 @@ from service.inference.summary import (
     generation_json,
     template_hashes,
 )
+from service.inference.weights import VerifiedWeights
 
 DOCUMENT = """The harbour master of Osterby reported on Tuesday that 412 ships called at the port last year, nine
 more than the year before. Most of them carried grain. A new crane, bought for 2.1 million euros, has been working since
@@ -208,9 +209,9 @@ async def test_a_document_just_over_the_context_is_refused_with_both_numbers() -
     summarizer = Summarizer(backend)
     fits = await summarizer.plan(DOCUMENT, SummaryOptions())
     room = backend.identity.context_size - fits.prompt_tokens - fits.max_output_tokens
-    await summarizer.plan(DOCUMENT + " more" * room, SummaryOptions())
+    await summarizer.plan(DOCUMENT + " the" * room, SummaryOptions())
     with pytest.raises(DocumentTooLong) as refused:
-        await summarizer.plan(DOCUMENT + " more" * (room + 1), SummaryOptions())
+        await summarizer.plan(DOCUMENT + " the" * (room + 1), SummaryOptions())
     assert (refused.value.limit_tokens, refused.value.needed_tokens) == (2000, 2001)
 
 
@@ -260,7 +261,10 @@ async def test_turn_marks_in_a_document_do_not_reach_the_tokenizer(small_model: 
     assert as_text.value > as_marks.value + 100
 
 
-async def test_a_prompt_that_all_but_fills_the_context_is_accepted_and_run_whole(small_model: EmbeddedBackend) -> None:
+async def test_a_prompt_that_all_but_fills_the_context_is_accepted_and_run_whole(
+    smollm2_weights: VerifiedWeights,
+) -> None:
+    small_model = await EmbeddedBackend.open(smollm2_weights, threads=1, timeout_seconds=60, context_size=1024)
     summarizer = Summarizer(small_model)
     options = SummaryOptions("headline", max_words=5)
     limit = small_model.identity.context_size
@@ -274,6 +278,7 @@ async def test_a_prompt_that_all_but_fills_the_context_is_accepted_and_run_whole
     with pytest.raises(DocumentTooLong) as refused:
         await summarizer.plan(DOCUMENT + " the" * (room + 12), options)
     assert limit < refused.value.needed_tokens <= limit + 24
+    await small_model.close()
 
 
 def test_plans_are_values() -> None:
