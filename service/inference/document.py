@@ -9,10 +9,10 @@ from typing import Final
 MAX_DOCUMENT_BYTES: Final = 1_000_000
 """UTF-8 bytes. Far beyond one context; only so that nobody makes us tokenize without end for free."""
 
-MIN_DOCUMENT_WORDS: Final = 30
+MIN_DOCUMENT_WORDS: Final = 20
 """Below that there is nothing to shorten, and small models fill the gap with inventions."""
 
-MIN_DISTINCT_WORDS: Final = 12
+MIN_DISTINCT_WORDS: Final = 10
 """A word said a hundred times is no document."""
 
 _CHARACTERS_PER_WORD: Final = 2

@@ -41,7 +41,8 @@ LINE_PREFIX: Final = "| "
 
 STYLE_PROMPTS: Final[dict[Style, str]] = {
     "paragraph": (
-        'Write a summary of the document above in {count}, at most {max_words} words. Start with "{opening}:".'
+        "Summarize the document above in {count}, each of at most {each} words, together covering it from its "
+        'beginning to its end. Start with "{opening}:", then number the sentences.'
     ),
     "bullets": (
         "Write the {count} main points of the document above, {count} lines in all, each of at most {each} words. "
@@ -52,7 +53,8 @@ STYLE_PROMPTS: Final[dict[Style, str]] = {
         'Start with "Headline:".'
     ),
 }
-"""The task, by style. Asked to start with a fixed word, a small model is far harder to lead astray by a document."""
+"""The task, by style. Asked to start with a fixed word, a small model is far harder to lead astray by a document. Asked
+to number its sentences, it stops after the last; asked for a paragraph, it may go on to copy the document."""
 
 SAME_LANGUAGE_PROMPT: Final = "Write in the same language as the document."
 NAMED_LANGUAGE_PROMPT: Final = "Write the answer in {language}."
@@ -68,9 +70,10 @@ EXAMPLE_DOCUMENT: Final = (
 
 EXAMPLE_ANSWERS: Final[dict[Style, str]] = {
     "paragraph": (
-        "Summary: The school library lent 812 books in May, 90 more than in April, and the mayor, Ms Lindt, gave 500 "
-        "euros for shelves. A window was repaired, the reading club met twice with 19 children, and from June the "
-        "library also opens on Saturdays."
+        "Summary:\n"
+        "1. The school library lent 812 books in May, 90 more than in April.\n"
+        "2. The mayor, Ms Lindt, gave 500 euros for shelves, and a window was repaired for 240.\n"
+        "3. The reading club met twice with 19 children, and from June the library also opens on Saturdays."
     ),
     "bullets": (
         "- The school library lent 812 books in May, 90 more than in April.\n"
@@ -80,7 +83,7 @@ EXAMPLE_ANSWERS: Final[dict[Style, str]] = {
     "headline": "Headline: School library lends more books and will open on Saturdays",
 }
 
-_EXAMPLE_MAX_WORDS: Final[dict[Style, int]] = {"paragraph": 50, "bullets": 60, "headline": 12}
+_EXAMPLE_MAX_WORDS: Final[dict[Style, int]] = {"paragraph": 60, "bullets": 60, "headline": 12}
 
 
 _WORDS_PER_POINT: Final = 20
@@ -152,6 +155,7 @@ OPENINGS: Final[dict[str, str]] = {
 }
 """The word "summary" in each language, which the model is told to start with: it settles the language of the rest."""
 
+_NUMBER: Final = re.compile(r"[0-9]{1,2}[.)]\s+")
 _OPENING: Final = re.compile(rf"(?:{'|'.join(sorted({*OPENINGS.values(), 'Headline'}))})\s*[:\uff1a]\s*")
 
 DEFAULT_MAX_WORDS: Final[dict[Style, int]] = {"paragraph": 120, "bullets": 120, "headline": 15}
@@ -217,6 +221,7 @@ class SummaryPlan:
     only give an upper bound.
     """
 
+    style: Style
     messages: tuple[Message, ...]
     params: GenerationParams
     prompt_tokens: int
@@ -263,6 +268,7 @@ class Summarizer:
         if needed > limit:
             raise DocumentTooLong(limit, needed)
         return SummaryPlan(
+            style=options.style,
             messages=messages,
             params=params,
             prompt_tokens=count.value,
@@ -282,6 +288,8 @@ class Summarizer:
         text = completion.text.strip()
         if opening := _OPENING.match(text):
             text = text[opening.end() :]
+        if plan.style == "paragraph":
+            text = _unnumbered(text)
         if not text:
             raise EmptyAnswer("the model answered with an empty text")
         return SummaryResult(
@@ -307,6 +315,14 @@ def build_messages(document: str, options: SummaryOptions) -> tuple[Message, ...
         Message("assistant", EXAMPLE_ANSWERS[style]),
         Message("user", _ask(text, style, options.words, options.language or guess_language(text))),
     )
+
+
+def _unnumbered(text: str) -> str:
+    """Numbered sentences as one paragraph; a text without numbers stays as it is."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or not lines[0].startswith("1"):
+        return text
+    return " ".join(_NUMBER.sub("", line, count=1) if _NUMBER.match(line) else line for line in lines)
 
 
 def _ask(text: str, style: Style, max_words: int, language: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What the chain says, asked by hand: raw JSON-RPC calls with selectors from the signatures, none of the product's readers."""
+"""What the chain says, asked by hand: raw JSON-RPC calls, and none of the product's readers."""
 
 from typing import Any
 

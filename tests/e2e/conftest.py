@@ -77,7 +77,7 @@ def bought(stack: Stack, token: Token) -> Bought:
     """One real purchase: `tollseal summarize --save --json`."""
     path = stack.directory / "bundle.json"
     before = token.balance_of(stack.dev.pay_to)
-    done = stack.buy("--save", path, "--max-words", "20", "--allow-simulated", "--json")
+    done = stack.buy("--save", path, "--max-words", "5", "--allow-simulated", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     subject = json.loads(json.loads(path.read_bytes())["attestation"]["response"]["body"])["attestation"][
         "workload_keyset"

@@ -30,9 +30,10 @@ LOOK_EVERY_SECONDS = 0.01
 
 TOLLSEAL = str(Path(sys.executable).with_name("tollseal"))
 
-DOCUMENT = """The harbour of Lindow froze in the winter of 1912, and for eleven weeks no ship could leave. The council bought
-coal from the railway at twice the price, and fishermen cut channels by hand. When the ice broke in March, two piers
-had gone, and the town decided to build the stone breakwater that stands there today.
+DOCUMENT = """\
+The harbour of Lindow froze in the winter of 1912, and for eleven weeks no ship could leave. The council bought coal
+from the railway at twice the price, and fishermen cut channels by hand. When the ice broke in March, two piers had
+gone, and the town decided to build the stone breakwater that stands there today.
 """
 
 # A shell that puts a job in the background leaves SIGINT ignored, and children inherit that. A terminal does not.
@@ -48,7 +49,7 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def run(*arguments: str | Path, cwd: Path, given: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
-    """`tollseal` with these arguments, to its end. `given` is what it reads; `settings` are added to its environment."""
+    """`tollseal` with these arguments, to its end. `given` is what it reads, `settings` go into its environment."""
     command = [TOLLSEAL, *map(str, arguments)]
     return subprocess.run(
         command,
@@ -63,7 +64,7 @@ def run(*arguments: str | Path, cwd: Path, given: str = "", **settings: str) -> 
 
 
 class Program:
-    """A `tollseal` that keeps running. Its output is read line by line, so that nothing has to be waited for blindly."""
+    """A `tollseal` that keeps running. Its output is read line by line, so nothing has to be waited for blindly."""
 
     def __init__(self, arguments: Sequence[str], *, cwd: Path, **settings: str) -> None:
         self._process = subprocess.Popen(

@@ -128,3 +128,8 @@ def test_a_nonce_that_is_not_64_lower_case_hex_is_a_400(stack: Stack, nonce: str
     answer = httpx.get(f"{stack.dev.url}/v1/aci/attestation", params={"nonce": nonce})
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_two_nonces_are_not_taken_for_one(stack: Stack) -> None:
+    answer = httpx.get(f"{stack.dev.url}/v1/aci/attestation?nonce={'0' * 64}&nonce={'1' * 64}")
+    assert answer.status_code == 400

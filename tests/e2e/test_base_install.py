@@ -1,4 +1,4 @@
-"""`pip install .` without extras in an empty environment: what a verifier needs, and nothing of what an operator needs."""
+"""`pip install .` without extras in an empty environment: all that a verifier needs, nothing that an operator needs."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_it_buys(installed: Installed, stack: Stack, tmp_path: Path) -> None:
     document.write_text(DOCUMENT, encoding="utf-8")
     done = installed.run(
         "tollseal",
-        *("summarize", document, "--url", stack.dev.url, "--rpc", stack.dev.rpc, "--max-words", "10", "--json"),
+        *("summarize", document, "--url", stack.dev.url, "--rpc", stack.dev.rpc, "--max-words", "5", "--json"),
         *("--asset", f"eip155:{stack.dev.chain_id}:{stack.dev.token}", "--allow-simulated"),
         TOLLSEAL_BUYER_KEY=stack.dev.buyer_key,
     )

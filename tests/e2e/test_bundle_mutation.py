@@ -48,7 +48,7 @@ def test_every_changed_value_fails_the_check_concerned(bought: Bought) -> None:
             misnamed.append(f"{mutation} -> {first_failure(verdict)}")
     assert not missed, "\n".join(missed)
     assert not misnamed, "\n".join(misnamed)
-    assert count > 3_000, "the walk must have found the bundle's values"
+    assert count > 2_000, "the walk must have found the bundle's values"
 
 
 PARTS = {
@@ -117,7 +117,7 @@ def test_white_space_between_the_values_of_the_file_is_the_only_free_choice(boug
 def bought_again(stack: Stack, bought: Bought) -> Any:
     """Another purchase from the same service by the same buyer."""
     path = stack.directory / "again.json"
-    done = stack.buy("--save", path, "--allow-simulated", "--max-words", "10", document=DOCUMENT + "It was cold.\n")
+    done = stack.buy("--save", path, "--allow-simulated", "--max-words", "5", document=DOCUMENT + "It was cold.\n")
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_bytes())
 

@@ -1,11 +1,14 @@
 """`tollseal summarize` and `tollseal inspect`: what they print, what they pay, and what they refuse."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from eth_account import Account
+from x402.schemas import PaymentRequirements
 
 from attestation.policy import Policy
 from attestation.verdict import Result
@@ -14,6 +17,7 @@ from tests.e2e.chainside import Token
 from tests.e2e.conftest import Bought
 from tests.e2e.middleman import PAYMENT, Middleman, Passed, between, change_terms
 from tests.e2e.stack import DOCUMENT, PRICE, Stack, free_port, output_json, run
+from tests.payments import as_document, as_header, pay
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("stack")]
 
@@ -50,6 +54,35 @@ def test_a_purchase_prints_the_answer_the_payment_and_the_verdict(bought: Bought
 def test_the_saved_answer_is_the_printed_one(bought: Bought) -> None:
     assert json.loads(bought.document["answer"]["response"]["body"]) == bought.output["answer"]
     assert json.loads(bought.document["answer"]["request"]["body"])["document"] == DOCUMENT
+
+
+def test_inspect_shows_who_answers_and_buys_nothing(stack: Stack, bought: Bought, received: Any) -> None:
+    done = run("inspect", stack.dev.url, "--json", cwd=stack.directory)
+    assert done.returncode == 3
+    output = output_json(done)
+    assert output["agent"] == str(bought.agent)
+    assert output["tee"] == "simulated"
+    assert output["keyset"] == bought.document["receipt"]["workload_keyset_digest"]
+    assert output["price"] == "0.01 USD per call"
+    assert run("inspect", stack.dev.url, "--allow-simulated", cwd=stack.directory).returncode == 0
+    assert received() == 0
+
+
+def test_one_payment_sent_many_times_at_once_buys_one_answer(stack: Stack, received: Any) -> None:
+    body = json.dumps({"document": DOCUMENT, "max_words": 5}).encode()
+    url, json_type = f"{stack.dev.url}/v1/summarize", {"content-type": "application/json"}
+    terms = PaymentRequirements.model_validate(httpx.post(url, content=body, headers=json_type).json()["accepts"][0])
+    payment = as_header(as_document(pay(terms, key=stack.dev.buyer_key)))
+
+    def send(_: int) -> httpx.Response:
+        return httpx.post(url, content=body, headers={**json_type, PAYMENT: payment}, timeout=60)
+
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(send, range(8)))
+    assert {answer.status_code for answer in got} == {200}
+    assert len({answer.content for answer in got}) == 1
+    assert len({answer.headers["x-receipt"] for answer in got}) == 1
+    assert received() == PRICE
 
 
 # What is refused before anything is paid
@@ -125,7 +158,7 @@ def test_a_url_that_is_none_is_said_so_without_a_traceback(tmp_path: Path, url: 
 
 
 def test_a_bundle_that_cannot_be_saved_does_not_cost_the_answer(stack: Stack, received: Any, tmp_path: Path) -> None:
-    done = stack.buy("--allow-simulated", "--max-words", "10", "--save", tmp_path / "missing" / "bundle.json")
+    done = stack.buy("--allow-simulated", "--max-words", "5", "--save", tmp_path / "missing" / "bundle.json")
     assert done.returncode != 0
     assert received() == 0 or "paid" in done.stdout, "who paid must see the answer"
 
@@ -141,7 +174,7 @@ def buy_through(middleman: Middleman, stack: Stack, tmp_path: Path, *arguments: 
     done = run(
         "summarize",
         file,
-        *("--url", middleman.url, "--rpc", stack.dev.rpc, "--max-words", "10", "--save", bundle),
+        *("--url", middleman.url, "--rpc", stack.dev.rpc, "--max-words", "5", "--save", bundle),
         *("--asset", f"eip155:{stack.dev.chain_id}:{stack.dev.token}", *arguments),
         cwd=tmp_path,
         TOLLSEAL_BUYER_KEY=stack.dev.buyer_key,
@@ -251,7 +284,7 @@ def middleman_time(bundle: Path) -> int:
 def test_an_answer_that_was_lost_is_asked_for_again_with_the_same_payment(
     stack: Stack, received: Any, tmp_path: Path
 ) -> None:
-    lost = []
+    lost: list[Passed] = []
 
     def meddle(one: Passed) -> None:
         if PAYMENT in one.headers and not lost:

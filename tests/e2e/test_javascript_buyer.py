@@ -1,4 +1,4 @@
-"""A buyer that others wrote, in another language: npm @x402/fetch pays, npm @x402/extensions checks offer and receipt."""
+"""A buyer that others wrote, in another language: npm @x402/fetch pays, @x402/extensions checks offer and receipt."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def order(stack: Stack, *, allow: Any, **body: Any) -> dict[str, Any]:
         "url": f"{stack.dev.url}/v1/summarize",
         "key": stack.dev.buyer_key,
         "allow": allow,
-        "body": {"document": DOCUMENT, "max_words": 20, **body},
+        "body": {"document": DOCUMENT, "max_words": 5, **body},
     }
 
 

@@ -5,6 +5,7 @@ import json
 import random
 import signal
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from service.localchain.toolchain import ensure_anvil
 from tests.chain import CACHE_DIR
 from tests.e2e.chainside import Node, Registry, Token
 from tests.e2e.conftest import RunScript
-from tests.e2e.stack import DOCUMENT, PRICE, Program, free_port, serve_settings, until
+from tests.e2e.stack import DOCUMENT, PRICE, Program, free_port, run, serve_settings, until
 from tests.payments import as_document, as_header, pay
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("killed")]
@@ -123,7 +124,7 @@ def buyer() -> Iterator[ThreadPoolExecutor]:
 
 
 def request(words: str) -> bytes:
-    return json.dumps({"document": f"{DOCUMENT}\n{words}", "max_words": 10}).encode()
+    return json.dumps({"document": f"{DOCUMENT}\n{words}", "max_words": 5}).encode()
 
 
 def state_is(shop: Shop, count: int, state: str) -> Callable[[], bool]:
@@ -167,11 +168,6 @@ def between_the_transfer_and_its_record(shop: Shop, count: int) -> None:
     shop.mine_at_once(True)
 
 
-def after_the_answer(shop: Shop, count: int) -> None:
-    until(state_is(shop, count, "SETTLED"), "a settlement")
-    shop.kill()
-
-
 def at_some_moment(shop: Shop, count: int) -> None:
     until(state_is(shop, count, "RESERVED"), "a reservation")
     threading.Event().wait(random.uniform(0.0, 2.5))  # noqa: S311 - not a secret
@@ -183,7 +179,6 @@ MOMENTS = [
     while_the_transfer_waits_for_a_block,
     before_a_transfer_that_the_chain_forgets,
     between_the_transfer_and_its_record,
-    after_the_answer,
     at_some_moment,
 ]
 
@@ -245,6 +240,44 @@ def test_a_restart_finds_its_agent_and_gives_it_the_new_key(shop: Shop) -> None:
     assert new[21:53].hex() == report["workload_keyset_digest"].removeprefix("sha256:")
 
 
+def buy(shop: Shop, bundle: Path) -> subprocess.CompletedProcess[str]:
+    """`tollseal summarize` from this shop."""
+    file = shop.directory / "document.txt"
+    file.write_text(DOCUMENT, encoding="utf-8")
+    return run(
+        "summarize",
+        file,
+        *("--url", shop.url, "--rpc", shop.chain.rpc, "--asset", f"eip155:{shop.chain.chain_id}:{shop.chain.token}"),
+        *("--allow-simulated", "--max-words", "5", "--save", bundle),
+        cwd=shop.directory,
+        TOLLSEAL_BUYER_KEY=shop.chain.buyer_key,
+    )
+
+
+@pytest.mark.xfail(
+    reason="the registry shows only the newest key of a replica, and the verifier asks for nothing older"
+)
+def test_a_bundle_stays_good_after_its_service_has_been_restarted(shop: Shop, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.json"
+    assert buy(shop, bundle).returncode == 0
+    shop.kill()
+    shop.open()
+    assert run("verify", bundle, "--allow-simulated", cwd=tmp_path).returncode == 0
+    done = run("verify", bundle, "--allow-simulated", "--rpc", shop.chain.rpc, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.xfail(reason="the buyer does not attest the restarted service anew, so the new keys' answer is not proven")
+def test_a_buyer_whose_service_restarts_gets_an_answer_with_a_proof(
+    shop: Shop, buyer: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    count = len(shop.states())
+    bought: Future[subprocess.CompletedProcess[str]] = buyer.submit(buy, shop, tmp_path / "bundle.json")
+    while_the_model_works(shop, count)
+    shop.open()
+    assert bought.result().returncode == 0, bought.result().stdout
+
+
 def test_keys_and_answers_are_not_on_the_disk(shop: Shop) -> None:
     body = request("What is on the disk")
     answer = shop.send(body, shop.payment(body))
@@ -268,7 +301,7 @@ def test_a_kill_while_the_agent_is_being_minted_does_not_mint_a_second_one(tmp_p
             until(lambda: shop.pending() == 1, "the registration")
             shop.kill()
             shop.launch().wait_for("registering the agent")
-            anvil.mine_every(2)
+            anvil.mine_every(1)
             assert shop.program is not None
             shop.program.wait_for("ready at")
             assert shop.registry.agents() == 1

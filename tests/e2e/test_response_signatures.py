@@ -115,6 +115,7 @@ def test_the_library_rejects_what_was_changed(
 ) -> None:
     original = exchanges["402 with a query"]
     headers = original["headers"]
+    inputs = headers["signature-input"]
     changes: dict[str, Exchange] = {
         "status": {"status": 200},
         "method": {"method": "PUT"},
@@ -124,8 +125,8 @@ def test_the_library_rejects_what_was_changed(
         "type": {"headers": {**headers, "content-type": "text/html"}},
         "terms": {"headers": {**headers, "payment-required": headers["payment-required"][:-4] + "AAAA"}},
         "keyset": {"headers": {**headers, "x-aci-keyset-digest": "sha256:" + "0" * 64}},
-        "time": {"headers": {**headers, "signature-input": headers["signature-input"].replace("created=1", "created=2")}},
-        "tag": {"headers": {**headers, "signature-input": headers["signature-input"].replace("x402-", "x403-")}},
+        "time": {"headers": {**headers, "signature-input": inputs.replace("created=1", "created=2")}},
+        "tag": {"headers": {**headers, "signature-input": inputs.replace("x402-", "x403-")}},
         "another's signature": {"headers": {**headers, "signature": exchanges["404"]["headers"]["signature"]}},
     }  # fmt: skip
     verdicts = javascript(

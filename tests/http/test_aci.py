@@ -59,7 +59,18 @@ async def test_two_nonces_get_two_reports_over_the_same_keys(stack: Stack) -> No
 
 @pytest.mark.parametrize(
     "nonce",
-    ["", "00", "ab" * 31, "ab" * 33, "AB" * 32, "zz" * 32, "0x" + "ab" * 31, "ab" * 31 + "a ", "ab" * 32 + "\n", "null"],
+    [
+        "",
+        "00",
+        "ab" * 31,
+        "ab" * 33,
+        "AB" * 32,
+        "zz" * 32,
+        "0x" + "ab" * 31,
+        "ab" * 31 + "a ",
+        "ab" * 32 + "\n",
+        "null",
+    ],
     ids=["empty", "2", "62", "66", "upper case", "no hex", "prefixed", "space", "line end", "null"],
 )
 async def test_a_nonce_is_64_lower_case_hex_or_a_400(stack: Stack, nonce: str) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.http.bench import bench
 from tests.http.conftest import Stack
-from tests.http.world import DOCUMENT, SUMMARIZE, bench, problem_of, request_body
+from tests.http.world import DOCUMENT, SUMMARIZE, problem_of, request_body
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("http")]
 
@@ -26,7 +27,8 @@ class Mistake:
     body: bytes
     status: int
     kind: str
-    field: str | None
+    names: str
+    """The field that is wrong."""
     says: tuple[str, ...] = ()
     """Parts of the detail: the limit, or what is wrong."""
     headers: dict[str, str] = field(default_factory=dict)
@@ -91,9 +93,7 @@ MISTAKES = {
     "not UTF-8": Mistake(b'{"document":"' + b"\xff" * 300 + b'"}', 400, "malformed-body", "body", ("UTF-8",)),
     "UTF-16": Mistake(request_body().decode().encode("utf-16"), 400, "malformed-body", "body", ("UTF-8",)),
     "a byte order mark": Mistake(b"\xef\xbb\xbf" + request_body(), 400, "malformed-body", "body"),
-    "over the size limit": Mistake(
-        b" " * 3_004_097, 413, "body-too-large", "body", ("at most 3004096 bytes",)
-    ),
+    "over the size limit": Mistake(b" " * 3_004_097, 413, "body-too-large", "body", ("at most 3004096 bytes",)),
     "no content type": Mistake(
         request_body(), 415, "not-json", "content-type", ("application/json",), {"content-type": ""}
     ),
@@ -124,7 +124,7 @@ async def test_a_mistake_is_named_and_costs_nothing(stack: Stack, payment: str, 
     mistake = MISTAKES[name]
     for header in (None, payment):
         response = await stack.caller.ask(mistake.body, payment=header, headers=mistake.headers)
-        problem = problem_of(response, mistake.status, mistake.kind, mistake.field or response.json().get("field"))
+        problem = problem_of(response, mistake.status, mistake.kind, mistake.names)
         for part in mistake.says:
             assert part in problem["detail"]
         assert response.headers["cache-control"] == "no-store"
@@ -189,9 +189,7 @@ async def chunks(data: bytes) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["announced", "chunked"])
-async def test_a_body_over_the_limit_is_refused_however_it_is_sent(
-    stack: Stack, payment: str, announced: bool
-) -> None:
+async def test_a_body_over_the_limit_is_refused_however_it_is_sent(stack: Stack, payment: str, announced: bool) -> None:
     body = request_body(DOCUMENT + "é" * 1_600_000)
     content: Any = body if announced else chunks(body)
     request = stack.caller.http.build_request(
@@ -216,9 +214,7 @@ async def test_the_largest_document_fits_even_when_every_letter_is_escaped(ledge
 
 async def test_a_setting_limits_the_document(ledger_path: Any) -> None:
     async with bench(ledger_path, max_document_bytes=1_000) as shop:
-        problem = problem_of(
-            await shop.caller.ask(request_body(DOCUMENT * 3)), 422, "document-too-large", "document"
-        )
+        problem = problem_of(await shop.caller.ask(request_body(DOCUMENT * 3)), 422, "document-too-large", "document")
         assert "at most 1000" in problem["detail"]
 
 

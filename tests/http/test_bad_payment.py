@@ -13,15 +13,9 @@ from eth_account import Account
 
 from service.localchain.deploy import Deployer, artifact
 from service.payment.authorization import MAX_HEADER_BYTES
+from tests.http.bench import bench
 from tests.http.conftest import Stack
-from tests.http.world import (
-    PRICE,
-    bench,
-    distinct_body,
-    new_account,
-    problem_of,
-    request_body,
-)
+from tests.http.world import PRICE, distinct_body, new_account, problem_of, request_body
 from tests.payments import as_document, as_header, pay
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("http")]

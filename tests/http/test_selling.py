@@ -18,8 +18,18 @@ from attestation.keyset import ALGO_PAYMENT
 from service.app import EXPOSED_HEADERS
 from service.inference.summary import SummaryOptions, build_messages
 from service.payment.authorization import decode_payment_header
+from tests.http.bench import bench
 from tests.http.conftest import Stack
-from tests.http.world import DOCUMENT, PRICE, SUMMARIZE, bench, check_response, distinct_body, exchange_of, offered, request_body
+from tests.http.world import (
+    DOCUMENT,
+    PRICE,
+    SUMMARIZE,
+    check_response,
+    distinct_body,
+    exchange_of,
+    offered,
+    request_body,
+)
 from tests.payments import as_document, as_header, pay
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("http")]

@@ -14,17 +14,10 @@ from attestation.http_signature import SIGNATURE_FIELDS, verify_response
 from attestation.keyset import ALGO_HTTP
 from service.app import Service
 from service.inference.summary import Summarizer, SummaryOptions, SummaryPlan
+from tests.http.bench import bench
 from tests.http.conftest import Stack
-from tests.http.world import (
-    FAR,
-    SUMMARIZE,
-    BrokenRing,
-    bench,
-    distinct_body,
-    exchange_of,
-    problem_of,
-    request_body,
-)
+from tests.http.fakes import BrokenRing
+from tests.http.world import FAR, SUMMARIZE, distinct_body, exchange_of, problem_of, request_body
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("http")]
 
@@ -101,9 +94,11 @@ async def test_a_signature_is_over_this_answer_to_this_request_only(stack: Stack
         },
     }
     for what, change in changes.items():
-        with pytest.raises(EvidenceError):
+        try:
             verify_response(replace(exchange, **change), key, now=now)
-            pytest.fail(f"{what} was changed and nobody noticed")
+        except EvidenceError:
+            continue
+        pytest.fail(f"{what} was changed and nobody noticed")
 
 
 async def test_a_signature_covers_the_advice_to_come_back(ledger_path: Path) -> None:
@@ -117,7 +112,7 @@ async def test_a_signature_covers_the_advice_to_come_back(ledger_path: Path) -> 
 class Fault(Summarizer):
     """A resource that breaks in the middle of its work, with the document in its hands."""
 
-    async def plan(self, document: str, options: SummaryOptions) -> SummaryPlan:
+    async def plan(self, document: str, options: SummaryOptions) -> SummaryPlan:  # noqa: ARG002
         raise RuntimeError(f"cannot think about {document}")
 
 

@@ -13,18 +13,10 @@ from service.inference.backend import BackendTimeout, BackendUnavailable, Trunca
 from service.payment.facilitator import Rejected, Unavailable, Unknown
 from service.payment.ledger import Ledger, LedgerUnavailableError
 from service.payment.local import LocalFacilitator
+from tests.http.bench import bench, with_facilitator
 from tests.http.conftest import Stack
-from tests.http.world import (
-    FAR,
-    PRICE,
-    Caller,
-    bench,
-    distinct_body,
-    problem_of,
-    request_body,
-    unavailable,
-    with_facilitator,
-)
+from tests.http.fakes import unavailable
+from tests.http.world import FAR, PRICE, Caller, distinct_body, problem_of, request_body
 from tests.models import failing
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("http")]
@@ -55,7 +47,9 @@ FAILURES = {
     "it read a part of the document only": failing(
         200,
         {
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": "A harbour."}, "finish_reason": "stop"}],
+            "choices": [
+                {"index": 0, "message": {"role": "assistant", "content": "A harbour."}, "finish_reason": "stop"}
+            ],
             "usage": {"prompt_tokens": 9, "completion_tokens": 3},
         },
     ),
@@ -118,17 +112,13 @@ async def test_a_full_house_asks_nobody_for_money(ledger_path: Path) -> None:
     async with bench(ledger_path, slots=1, queue=1) as shop:
         headers = [await shop.caller.payment(distinct_body(name), valid_before=FAR) for name in range(3)]
         shop.backend.hold = asyncio.Event()
-        guests = [
-            asyncio.create_task(shop.caller.ask(distinct_body(name), payment=headers[name])) for name in range(2)
-        ]
+        guests = [asyncio.create_task(shop.caller.ask(distinct_body(name), payment=headers[name])) for name in range(2)]
         await shop.backend.working.wait()
-        while shop.service.admission.depth().waiting < 1:
+        while shop.service.admission.depth().waiting < 1:  # noqa: ASYNC110 - a queue has no event for that
             await asyncio.sleep(0)
         comes_back(await shop.caller.ask(), "busy")
         # Whoever got a 402 a moment before and pays now is sent away without a charge.
-        assert "nothing was charged" in comes_back(
-            await shop.caller.ask(distinct_body(2), payment=headers[2]), "busy"
-        )
+        assert "nothing was charged" in comes_back(await shop.caller.ask(distinct_body(2), payment=headers[2]), "busy")
         assert shop.ledger.states().count("RELEASED") == 1
         shop.backend.hold.set()
         assert [guest.status_code for guest in await asyncio.gather(*guests)] == [200, 200]
@@ -287,7 +277,6 @@ async def test_a_saturated_service_is_still_alive(ledger_path: Path) -> None:
     def small(service: Service) -> Service:
         return replace(service, admission=Admission(1, 0))
 
-    async with bench(ledger_path, wrap=small) as shop:
-        async with shop.service.admission.slot():
-            comes_back(await shop.caller.ask(request_body()), "busy")
-            assert (await shop.caller.get("/healthz")).status_code == 200
+    async with bench(ledger_path, wrap=small) as shop, shop.service.admission.slot():
+        comes_back(await shop.caller.ask(request_body()), "busy")
+        assert (await shop.caller.get("/healthz")).status_code == 200

@@ -1,12 +1,13 @@
 """What arrives on the socket that no client library would send: the answer is a signed one all the same."""
 
 import asyncio
+import socket
 from urllib.parse import urlsplit
 
 import pytest
 
 from attestation.http_signature import Exchange
-from service.server import MAX_HEADER_BYTES
+from service.server import MAX_HEADER_BYTES, listening
 from tests.http.conftest import Stack
 from tests.http.world import SUMMARIZE, check_response, request_body
 
@@ -61,10 +62,36 @@ async def test_http_1_0_is_answered(stack: Stack) -> None:
     assert found.status == 200
 
 
-async def test_a_request_without_a_host_is_told_that_its_url_cannot_be_signed(stack: Stack) -> None:
-    raw = await talk(stack, b"GET /healthz HTTP/1.0\r\n\r\n")
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        [],
+        ["exa mple"],
+        ["[::1"],
+        ["user:pw@summaries.example"],
+        ["summaries.example/v1/aci/receipts/1?"],
+        ["summaries.example#"],
+        ["summaries.example?"],
+        ["\xff\xfe"],
+        ["one.example", "two.example"],
+    ],
+    ids=repr,
+)
+async def test_a_host_that_is_none_is_a_400(stack: Stack, hosts: list[str]) -> None:
+    """With more than a host in it, an answer of one resource could be had signed as that of another."""
+    lines = "".join(f"Host: {name}\r\n" for name in hosts)
+    raw = await talk(stack, f"GET /healthz HTTP/1.0\r\n{lines}\r\n".encode("latin-1"))
     found = parse(raw, method="GET", url="http://invalid/")
     assert found.status == 400
+    assert b"malformed-target" in found.body
+    check_response(found, stack.caller.keyset, now=stack.caller.clock())
+
+
+@pytest.mark.parametrize("name", ["summaries.example", "Summaries.Example:8080", "[::1]:8402", "192.0.2.7", "a_b-c.d"])
+async def test_a_host_is_what_the_answer_is_signed_for(stack: Stack, name: str) -> None:
+    raw = await talk(stack, f"GET /healthz HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
+    found = parse(raw, method="GET", url=f"http://{name}/healthz")
+    assert found.status == 200
     check_response(found, stack.caller.keyset, now=stack.caller.clock())
 
 
@@ -77,7 +104,7 @@ async def test_an_absolute_target_is_the_same_request(stack: Stack) -> None:
 async def test_an_offer_to_speak_websocket_is_passed_over(stack: Stack, path: str) -> None:
     """Frames could not be signed. A refusal by the server below us would not be signed either."""
     request = (
-        f"GET {path} HTTP/1.1\r\nHost: {host(stack).decode()}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: {host(stack).decode()}\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
     found = await exchange(stack, request.encode(), path=path)
@@ -124,3 +151,20 @@ async def test_two_requests_on_one_connection_get_two_signed_answers(stack: Stac
     for part, path in ((raw[:second], "/healthz"), (raw[second:], "/nowhere")):
         found = parse(part, method="GET", url=stack.url + path)
         check_response(found, stack.caller.keyset, now=stack.caller.clock())
+
+
+async def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
+    """It leaves in two writes. With Nagle's algorithm the second waits for the first one's, for 40 ms."""
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with listening(0, exact=False) as listener:
+        async with await asyncio.start_server(connected, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            assert await accepted != 0
+            writer.close()
+            await writer.wait_closed()

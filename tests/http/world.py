@@ -1,17 +1,14 @@
-"""What the tests of the HTTP surface are made of: every response checked on arrival, and services without a chain.
+"""What the tests of the HTTP surface share: a caller who checks every response on arrival, and a look into the ledger.
 
-A response that no check has seen is no response here: `Caller` refuses one that is unsigned, changed or lacks what every
-response must carry. Where a real chain or a real model cannot be told to misbehave, `ScriptedFacilitator` and
-`StubBackend` stand in for them; everything between them is the product's own.
+A response that no check has seen is no response here: `Caller` refuses one that is unsigned, changed or lacks what
+every response must carry.
 """
 
-import asyncio
 import json
 import sqlite3
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,35 +17,8 @@ from eth_account import Account
 from http_message_signatures import ContentDigest
 from x402.schemas import PaymentRequirements
 
-from attestation.digest import digest, jcs
-from attestation.enclave.keyring import KeyRing
-from attestation.enclave.simulated import SimulatedEnclave
 from attestation.http_signature import Exchange, verify_response
-from attestation.keyset import ALGO_HTTP, Keyset, build_keyset
-from attestation.manifest import manifest_digest
-from attestation.onchain import AgentReference
-from attestation.registry.records import key_name
-from service.app import Service, create_app
-from service.boot import registration_file
-from service.build import compute_manifest
-from service.call import Identity, PaidCalls
-from service.inference.admission import Admission
-from service.inference.backend import Completion, GenerationParams, Message, ModelIdentity, TokenCount
-from service.inference.summary import Summarizer
-from service.payment.authorization import Authorization, PaymentKey
-from service.payment.facilitator import (
-    Facilitator,
-    FacilitatorUnavailableError,
-    Outcome,
-    Settled,
-    SettleResult,
-    Unused,
-    Used,
-    Verified,
-    VerifyResult,
-)
-from service.payment.ledger import Ledger
-from service.settings import Settings
+from attestation.keyset import ALGO_HTTP, Keyset
 from tests.payments import as_document, as_header, pay
 
 SUMMARIZE: Final = "/v1/summarize"
@@ -60,9 +30,10 @@ FAR: Final = 1 << 40
 """A `valid_before` beyond any test."""
 
 DOCUMENT: Final = (
-    "The harbour commission met on Tuesday to decide what becomes of the old grain terminal. Its engineers had measured "
-    "the quay walls in spring and found cracks as wide as a thumb. Repairing them would cost eleven million, replacing "
-    "them twice that. Fishermen asked for a cold store; the museum wants the machinery. A vote is expected in March."
+    "The harbour commission met on Tuesday to decide what becomes of the old grain terminal. Its engineers had "
+    "measured the quay walls in spring and found cracks as wide as a thumb. Repairing them would cost eleven million, "
+    "replacing them twice that. Fishermen asked for a cold store; the museum wants the machinery. A vote is expected "
+    "in March."
 )
 
 
@@ -193,255 +164,6 @@ class LedgerFile:
     def raw(self) -> bytes:
         """All bytes that the database has on disk, its write-ahead log included."""
         return b"".join(file.read_bytes() for file in sorted(self.path.parent.glob(f"{self.path.name}*")))
-
-
-def transaction_of(key: PaymentKey) -> str:
-    """The transaction in which `ScriptedFacilitator` executes a payment."""
-    return "0x" + digest(repr(key).encode()).removeprefix("sha256:")
-
-
-@dataclass
-class ScriptedFacilitator:
-    """A facilitator and its chain, which do as told. Without a script they are honest.
-
-    A scripted settlement executes the transfer when it is `Settled`, or when `executes` says so for an `Unknown` one:
-    the buyer was charged, and nobody heard of it.
-    """
-
-    verifications: deque[VerifyResult | Exception] = field(default_factory=deque)
-    settlements: deque[SettleResult] = field(default_factory=deque)
-    outcomes: deque[Outcome] = field(default_factory=deque)
-    problems: list[str] = field(default_factory=list)
-    executes: Callable[[Authorization], bool] = lambda _: False
-    hold: asyncio.Event | None = None
-    """When set, settlements wait for it."""
-    settling: asyncio.Event = field(default_factory=asyncio.Event)
-    chain_time: int = NOW
-    calls: list[str] = field(default_factory=list)
-    spent: dict[PaymentKey, str] = field(default_factory=dict)
-    """What the chain has executed: payment -> transaction."""
-
-    def executed(self, authorization: Authorization) -> Settled:
-        assert authorization.key not in self.spent, "a transfer was executed twice"
-        self.spent[authorization.key] = transaction_of(authorization.key)
-        return Settled(self.spent[authorization.key], authorization.payer, 1)
-
-    async def verify(self, authorization: Authorization) -> VerifyResult:
-        self.calls.append("verify")
-        result = self.verifications.popleft() if self.verifications else Verified(authorization.payer)
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    async def settle(self, authorization: Authorization) -> SettleResult:
-        self.calls.append("settle")
-        self.settling.set()
-        if self.hold is not None:
-            await self.hold.wait()
-        if self.settlements:
-            result = self.settlements.popleft()
-            if isinstance(result, Settled) or self.executes(authorization):
-                self.executed(authorization)
-            return result
-        if authorization.key in self.spent:
-            return Settled(self.spent[authorization.key], authorization.payer, 1)
-        return self.executed(authorization)
-
-    async def outcome(self, authorization: Authorization) -> Outcome:
-        self.calls.append("outcome")
-        if self.outcomes:
-            return self.outcomes.popleft()
-        transaction = self.spent.get(authorization.key)
-        return Unused(self.chain_time) if transaction is None else Used(transaction, 1)
-
-    async def ready(self) -> list[str]:
-        return list(self.problems)
-
-    async def close(self) -> None:
-        pass
-
-    def count(self, call: str) -> int:
-        return self.calls.count(call)
-
-
-def unavailable() -> FacilitatorUnavailableError:
-    return FacilitatorUnavailableError("the chain could not be asked")
-
-
-@dataclass
-class StubBackend:
-    """A model that answers at once, unless told otherwise."""
-
-    text: str = "The commission decides in March what becomes of the old terminal."
-    failure: Exception | None = None
-    """Raised instead of an answer."""
-    sick: Exception | None = None
-    """Raised by `health`."""
-    hold: asyncio.Event | None = None
-    """When set, answers wait for it."""
-    working: asyncio.Event = field(default_factory=asyncio.Event)
-    completions: int = 0
-    uri: str = "stub:"
-    identity: ModelIdentity = ModelIdentity("stub-1", "ab" * 32, "measured", 8_192, None, "stub")
-
-    async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
-        count = sum(len(message.content.split()) for message in messages)
-        return TokenCount(count, count)
-
-    async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:
-        self.completions += 1
-        self.working.set()
-        if self.hold is not None:
-            await self.hold.wait()
-        if self.failure is not None:
-            raise self.failure
-        forwarded = jcs([message.to_json() for message in messages])
-        return Completion(f"{self.text} ({self.completions})", "stop", 100, 12, forwarded)
-
-    async def health(self) -> None:
-        if self.sick is not None:
-            raise self.sick
-
-    async def close(self) -> None:
-        pass
-
-
-class Clock:
-    """Unix seconds that pass when a test says so."""
-
-    def __init__(self, now: int = NOW) -> None:
-        self.now = now
-
-    def __call__(self) -> int:
-        return self.now
-
-
-AGENT: Final = AgentReference(84532, "0x" + "8a" * 20, 0)
-
-
-def identity_of(keys: KeyRing, *, manifest: str = "sha256:" + "5e" * 32, not_after: int = NOW + 86_400) -> Identity:
-    """Who answers, under these keys."""
-    keyset = build_keyset(subject=str(AGENT), not_after=not_after, keys=keys.public_keys())
-    return Identity(keyset=keyset, manifest_digest=manifest, agent=AGENT)
-
-
-@dataclass
-class Bench:
-    """A service in this process whose chain and model do as told."""
-
-    service: Service
-    facilitator: ScriptedFacilitator
-    backend: StubBackend
-    clock: Clock
-    ledger: LedgerFile
-    caller: Caller
-
-
-def bench_settings(ledger: Path, **more: object) -> Settings:
-    return Settings.model_validate(
-        {
-            "rpc_url": "http://127.0.0.1:1",
-            "operator_key": "0x" + "77" * 32,
-            "pay_to": "0x" + "22" * 20,
-            "agent_owner": "0x" + "44" * 20,
-            "enclave": "simulated:",
-            "ledger_url": f"sqlite:///{ledger}",
-            **more,
-        }
-    )
-
-
-@asynccontextmanager
-async def bench(
-    ledger: Path,
-    *,
-    keys: KeyRing | None = None,
-    facilitator: ScriptedFacilitator | None = None,
-    wrap: Callable[[Service], Service] = lambda service: service,
-    not_after: int = NOW + 86_400,
-    base_url: str = "http://summaries.test",
-    **more: object,
-) -> AsyncIterator[Bench]:
-    """A service without a chain, and somebody to call it. `wrap` may exchange its parts; `more` are settings."""
-    settings, clock = bench_settings(ledger, **more), Clock()
-    keys, backend, facilitator = keys or KeyRing.generate(), StubBackend(), facilitator or ScriptedFacilitator()
-    enclave = SimulatedEnclave("simulated:")
-    manifest = compute_manifest(settings, backend.identity, tee_type=enclave.tee_type)
-    identity = identity_of(keys, manifest=manifest_digest(manifest), not_after=not_after)
-    book = await Ledger.open(settings.ledger_url)
-    service = wrap(
-        Service(
-            settings=settings,
-            enclave=enclave,
-            keys=keys,
-            identity=identity,
-            manifest=manifest,
-            registration=registration_file(settings, AGENT, hardware_attested=False),
-            key_slot=key_name(settings.replica),
-            backend=backend,
-            summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
-            admission=Admission(settings.slots, settings.queue),
-            facilitator=facilitator,
-            ledger=book,
-            calls=paid_calls(book, facilitator, keys, clock, identity),
-            clock=clock,
-        )
-    )
-    transport = httpx.ASGITransport(create_app(service))
-    async with httpx.AsyncClient(transport=transport, base_url=base_url) as http:
-        caller = Caller(http, service.identity.keyset, "0x" + "11" * 32, clock)
-        yield Bench(service, facilitator, backend, clock, LedgerFile(ledger), caller)
-        await service.calls.drain()
-    await book.close()
-
-
-def paid_calls(
-    ledger: Ledger,
-    facilitator: Facilitator,
-    keys: KeyRing,
-    clock: Callable[[], int],
-    identity: Identity | None = None,
-) -> PaidCalls:
-    return PaidCalls(
-        ledger=ledger,
-        facilitator=facilitator,
-        keys=keys,
-        identity=identity or identity_of(keys),
-        clock=clock,
-        window_seconds=60,
-    )
-
-
-class BrokenRing(KeyRing):
-    """A key ring whose keys stop working, one role at a time."""
-
-    broken: frozenset[str] = frozenset()
-    allowed: int = 0
-    """How many signatures of a broken role still succeed."""
-
-    def _use(self, role: str) -> None:
-        if role in self.broken:
-            if not self.allowed:
-                raise RuntimeError("the key does not answer")
-            self.allowed -= 1
-
-    def sign_receipt(self, message: bytes) -> bytes:
-        self._use("receipt")
-        return super().sign_receipt(message)
-
-    def sign_http(self, message: bytes) -> bytes:
-        self._use("http")
-        return super().sign_http(message)
-
-    def sign_typed_data(self, message: Any) -> bytes:
-        self._use("payment")
-        return super().sign_typed_data(message)
-
-
-def with_facilitator(service: Service, facilitator: Facilitator) -> Service:
-    """The same service over another facilitator."""
-    calls = paid_calls(service.ledger, facilitator, service.keys, service.clock, service.identity)
-    return replace(service, facilitator=facilitator, calls=calls)
 
 
 def texts_of(records: Sequence[Any]) -> Iterator[str]:

@@ -235,6 +235,21 @@ async def test_the_opening_word_that_the_prompt_asks_for_is_not_part_of_the_summ
     assert result.text == "Ships came. Summary: twice."
 
 
+@pytest.mark.parametrize(
+    ("style", "written", "sold"),
+    [
+        ("paragraph", "Summary:\n1. Ships came.\n2. 14 left.\n", "Ships came. 14 left."),
+        ("paragraph", "1) Ships came.\n2) Two\nleft.", "Ships came. Two left."),
+        ("paragraph", "Ships came.\n2. No.", "Ships came.\n2. No."),
+        ("bullets", "- 1. Ships came.\n- 2. Two left.", "- 1. Ships came.\n- 2. Two left."),
+    ],
+)
+async def test_numbered_sentences_are_sold_as_a_paragraph(style: Style, written: str, sold: str) -> None:
+    summarizer = Summarizer(Recorder(written))
+    result = await summarizer.run(await summarizer.plan(DOCUMENT, SummaryOptions(style)))
+    assert result.text == sold
+
+
 def test_the_manifest_entries_hold_digests_and_no_floats() -> None:
     hashes = template_hashes()
     assert list(hashes) == sorted(hashes)
