@@ -16,8 +16,8 @@ from attestation import receipt as receipts
 from attestation.bundle import Bundle, parse_bundle
 from attestation.digest import digest
 from attestation.errors import EvidenceError, MalformedError, TollsealError
-from attestation.evidence import check_evidence
-from attestation.evidence.claims import EvidenceClaims
+from attestation.evidence import appraise
+from attestation.evidence.appraisal import Appraisal, Inputs, NotVerified
 from attestation.http_signature import MAX_CLOCK_SKEW_SECONDS, Exchange, verify_response
 from attestation.keyset import ALGO_HTTP, ALGO_PAYMENT, Keyset, parse_keyset, report_data, report_data_slot
 from attestation.onchain import AgentOnChain, AgentReference, ChainView, PaymentOnChain, Unreadable
@@ -30,15 +30,11 @@ from attestation.verdict import Check, Result, Status, Verdict
 _T = TypeVar("_T")
 
 
-class NotVerified(Exception):  # noqa: N818 - an outcome, not an error
-    """A check that could not run, and why."""
-
-
 @dataclass(slots=True)
 class _Established:
     """What the checks have proven so far. A later check that needs something absent could not run."""
 
-    claims: EvidenceClaims | None = None
+    claims: Appraisal | None = None
     keyset: Keyset | None = None
     reported_at: int | None = None
     manifest: dict[str, Any] | None = None
@@ -129,7 +125,9 @@ class Verifier:
     def _evidence(self, exchange: Exchange) -> str:
         attestation = report.attestation_of(exchange)
         tee_type = encoding.text(attestation["tee_type"], "report.attestation.tee_type")
-        claims = check_evidence(tee_type, attestation["evidence"])
+        claims = appraise(tee_type, attestation["evidence"], Inputs(now=self._now))
+        if claims.failure is not None:
+            raise EvidenceError(claims.failure)
         self._have.claims = claims
         return f"{claims.tee_type} evidence is signed and complete"
 

@@ -6,23 +6,21 @@ from typing import Any, Final
 
 from attestation.errors import EvidenceError
 from attestation.evidence import simulated
-from attestation.evidence.claims import EvidenceClaims
+from attestation.evidence.appraisal import Appraisal, Inputs
 
-FORMATS: Final[Mapping[str, Callable[[Any], EvidenceClaims]]] = MappingProxyType({simulated.TEE_TYPE: simulated.check})
+FORMATS: Final[Mapping[str, Callable[[Any, Inputs], Appraisal]]] = MappingProxyType(
+    {simulated.TEE_TYPE: simulated.appraise}
+)
 """Verifiers by the report's `tee_type`."""
 
 
-def check_evidence(tee_type: str, evidence: Any) -> EvidenceClaims:
-    """Check evidence of any known format.
-
-    Returns:
-        What the evidence proves. Whether that is enough is for a policy to say.
+def appraise(tee_type: str, evidence: Any, inputs: Inputs) -> Appraisal:
+    """Appraise evidence of any known format. Malformed evidence is a failed check of the appraisal.
 
     Raises:
-        EvidenceError: the format is unknown, or the evidence is not genuine.
-        MalformedError: the evidence does not have its format's shape.
+        EvidenceError: the format is unknown.
     """
     verify = FORMATS.get(tee_type)
     if verify is None:
         raise EvidenceError(f"evidence of type {tee_type!r} cannot be checked; known: {', '.join(FORMATS)}")
-    return verify(evidence)
+    return verify(evidence, inputs)

@@ -12,39 +12,42 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from attestation import encoding
 from attestation.digest import jcs
 from attestation.errors import EvidenceError, MalformedError
-from attestation.evidence.claims import EvidenceClaims
+from attestation.evidence.appraisal import Appraisal, Checks, Inputs
 from attestation.keyset import REPORT_DATA_BYTES
 
 TEE_TYPE: Final = "simulated"
 NOTICE: Final = "NO HARDWARE: simulated evidence, proves nothing about where the keys live"
 
 
-def check(evidence: Any) -> EvidenceClaims:
-    """Check simulated evidence: an Ed25519 signature by the root beside it, over the RFC 8785 form of `quote`.
+def appraise(evidence: Any, _: Inputs) -> Appraisal:
+    """Check simulated evidence: an Ed25519 signature by the root beside it, over the RFC 8785 form of `quote`."""
+    checks = Checks()
+    found: dict[str, Any] = {}
 
-    Raises:
-        EvidenceError: the signature is wrong.
-        MalformedError: a field is missing, unknown or of the wrong type, or the notice is not the exact text.
-    """
-    document = encoding.as_object(evidence, "evidence")
-    encoding.only(document, "evidence", {"quote", "root_public_key", "signature"})
-    quote = encoding.as_object(document["quote"], "evidence.quote")
-    encoding.only(quote, "evidence.quote", {"format", "issued_at", "notice", "report_data"})
-    if quote["format"] != TEE_TYPE:
-        raise MalformedError("evidence.quote.format", f"must be {TEE_TYPE}")
-    if quote["notice"] != NOTICE:
-        raise MalformedError("evidence.quote.notice", "must be the exact notice that there is no hardware")
-    root = encoding.hex_bytes(document["root_public_key"], "evidence.root_public_key", size=32)
-    signature = encoding.hex_bytes(document["signature"], "evidence.signature", size=64)
-    report_data = encoding.hex_bytes(quote["report_data"], "evidence.quote.report_data", size=REPORT_DATA_BYTES)
-    try:
-        Ed25519PublicKey.from_public_bytes(root).verify(signature, jcs(quote))
-    except InvalidSignature as error:
-        raise EvidenceError("the simulated root's signature does not match the quote") from error
-    return EvidenceClaims(
-        tee_type=TEE_TYPE,
-        is_hardware=False,
-        report_data=report_data,
-        measurements={},
-        issued_at=encoding.integer(quote["issued_at"], "evidence.quote.issued_at"),
-    )
+    def shape() -> str:
+        document = encoding.as_object(evidence, "evidence")
+        encoding.only(document, "evidence", {"quote", "root_public_key", "signature"})
+        quote = encoding.as_object(document["quote"], "evidence.quote")
+        encoding.only(quote, "evidence.quote", {"format", "issued_at", "notice", "report_data"})
+        if quote["format"] != TEE_TYPE:
+            raise MalformedError("evidence.quote.format", f"must be {TEE_TYPE}")
+        if quote["notice"] != NOTICE:
+            raise MalformedError("evidence.quote.notice", "must be the exact notice that there is no hardware")
+        found["report_data"] = encoding.hex_bytes(
+            quote["report_data"], "evidence.quote.report_data", size=REPORT_DATA_BYTES
+        )
+        found["issued_at"] = encoding.integer(quote["issued_at"], "evidence.quote.issued_at")
+        return "complete, and says that there is no hardware"
+
+    def signature() -> str:
+        root = encoding.hex_bytes(evidence["root_public_key"], "evidence.root_public_key", size=32)
+        signed = encoding.hex_bytes(evidence["signature"], "evidence.signature", size=64)
+        try:
+            Ed25519PublicKey.from_public_bytes(root).verify(signed, jcs(evidence["quote"]))
+        except InvalidSignature as error:
+            raise EvidenceError("the simulated root's signature does not match the quote") from error
+        return "signed by a root that nobody knows"
+
+    if checks.run("simulated.shape", shape):
+        checks.run("simulated.signature", signature)
+    return Appraisal(tee_type=TEE_TYPE, is_hardware=False, checks=checks.done, **found)

@@ -89,7 +89,7 @@ def test_no_hash_or_signature_primitive_outside_attestation() -> None:
 def test_verification_exists_once() -> None:
     """Only the verifier calls the parts that a verdict is made of; everybody else calls the verifier."""
     parts = {
-        "attestation.evidence.check_evidence",
+        "attestation.evidence.appraise",
         "attestation.http_signature.verify_response",
         "attestation.purchase.check_offer",
         "attestation.receipt.check_signature",

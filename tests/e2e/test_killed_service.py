@@ -242,7 +242,7 @@ def test_a_restart_finds_its_agent_and_gives_it_the_new_key(shop: Shop) -> None:
 
 def buy(shop: Shop, bundle: Path) -> subprocess.CompletedProcess[str]:
     """`tollseal summarize` from this shop."""
-    file = shop.directory / "document.txt"
+    file = bundle.with_name("document.txt")
     file.write_text(DOCUMENT, encoding="utf-8")
     return run(
         "summarize",

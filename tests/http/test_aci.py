@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from attestation.encoding import b64url_bytes
-from attestation.evidence import check_evidence
+from attestation.evidence import appraise
+from attestation.evidence.appraisal import Inputs
 from attestation.http_signature import TAG
 from attestation.keyset import ALGO_HTTP, parse_keyset, report_data, report_data_slot
 from attestation.manifest import manifest_digest, parse_manifest
@@ -43,7 +44,7 @@ async def test_the_report_binds_the_keyset_and_the_nonce(stack: Stack, fresh: bo
     assert keyset.digest == report["workload_keyset_digest"] == stack.caller.keyset.digest
     expected = report_data(keyset.digest, nonce)
     assert attested["report_data"] == expected.hex()
-    claims = check_evidence(attested["tee_type"], attested["evidence"])
+    claims = appraise(attested["tee_type"], attested["evidence"], Inputs(now=1))
     assert claims.report_data == report_data_slot(expected)
     assert (attested["tee_type"], claims.is_hardware) == ("simulated", False)
     assert "NO HARDWARE" in attested["evidence"]["quote"]["notice"]

@@ -6,43 +6,51 @@ import pytest
 
 from attestation.enclave import open_enclave
 from attestation.enclave.simulated import SimulatedEnclave
-from attestation.errors import EnclaveError, EvidenceError, MalformedError, TollsealError
-from attestation.evidence import check_evidence
+from attestation.errors import EnclaveError, EvidenceError
+from attestation.evidence import appraise
+from attestation.evidence.appraisal import Appraisal, Inputs
 
 DATA = bytes(range(64))
+
+
+def check(evidence: object) -> Appraisal:
+    return appraise("simulated", evidence, Inputs(now=1))
 
 
 async def test_the_words_no_hardware_are_inside_what_is_signed() -> None:
     evidence = await SimulatedEnclave("simulated:").evidence(DATA, now=1)
     assert "NO HARDWARE" in json.dumps(evidence["quote"])
     silent = {**evidence, "quote": {**evidence["quote"], "notice": "genuine hardware"}}
-    with pytest.raises(MalformedError, match="notice"):
-        check_evidence("simulated", silent)
+    assert "notice" in str(check(silent).failure)
 
 
 async def test_it_proves_its_report_data_and_no_hardware() -> None:
-    claims = check_evidence("simulated", await SimulatedEnclave("simulated:").evidence(DATA, now=5))
+    claims = check(await SimulatedEnclave("simulated:").evidence(DATA, now=5))
+    assert claims.genuine
     assert (claims.report_data, claims.is_hardware, claims.issued_at) == (DATA, False, 5)
 
 
 async def test_every_boot_has_a_root_of_its_own() -> None:
     first, second = [await SimulatedEnclave("simulated:").evidence(DATA, now=1) for _ in range(2)]
     assert first["root_public_key"] != second["root_public_key"]
-    with pytest.raises(EvidenceError):
-        check_evidence("simulated", {**first, "root_public_key": second["root_public_key"]})
+    assert not check({**first, "root_public_key": second["root_public_key"]}).genuine
 
 
 @pytest.mark.parametrize("tee_type", ["tdx", "sev_snp", "nitro", "", "SIMULATED"])
 async def test_under_another_name_it_is_refused(tee_type: str) -> None:
     evidence = await SimulatedEnclave("simulated:").evidence(DATA, now=1)
     with pytest.raises(EvidenceError, match="cannot be checked"):
-        check_evidence(tee_type, evidence)
+        appraise(tee_type, evidence, Inputs(now=1))
 
 
 async def test_changed_report_data_does_not_verify() -> None:
     evidence = await SimulatedEnclave("simulated:").evidence(DATA, now=1)
-    with pytest.raises(TollsealError):
-        check_evidence("simulated", {**evidence, "quote": {**evidence["quote"], "report_data": "00" * 64}})
+    assert not check({**evidence, "quote": {**evidence["quote"], "report_data": "00" * 64}}).genuine
+
+
+@pytest.mark.parametrize("evidence", [None, [], "quote", {}, {"quote": 1}, {"quote": {}, "root_public_key": 1}])
+def test_malformed_evidence_is_a_failed_check(evidence: object) -> None:
+    assert not check(evidence).genuine
 
 
 @pytest.mark.parametrize("uri", ["", "simulated", "simulated:x", "tsm", "dstack:///nowhere", "SIMULATED:"])
