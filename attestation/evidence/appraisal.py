@@ -44,7 +44,7 @@ class Inputs:
 
     Attributes:
         now: unix seconds as of which certificates and collateral are judged.
-        roots: tee_type -> DER root certificates or keys that replace the vendor's pinned ones; empty means the vendor's.
+        roots: tee_type -> DER root certificates that replace the vendor's pinned ones; without an entry the vendor's hold.
         policy: what is demanded.
         collateral: for formats that need some from outside (TDX): the JSON document; None when there is none.
     """
@@ -61,7 +61,7 @@ class Appraisal:
 
     tee_type: str
     is_hardware: bool
-    """Whether the format ends at a hardware vendor's root (or, for on-chain attestation, at a consensus that checked one)."""
+    """Whether the format ends at a hardware vendor's root, or at a consensus that checked one."""
     checks: tuple[Check, ...]
     report_data: bytes | None = None
     """The 64-byte report-data slot, when the evidence could be read."""
@@ -99,7 +99,7 @@ class Checks:
             self.record(check_id, Status.NOT_VERIFIED, str(outcome))
         except TollsealError as error:
             self.record(check_id, Status.FAIL, str(error))
-        except Exception as error:  # noqa: BLE001 - malformed input is a failed check, whatever it provokes
+        except Exception as error:  # malformed input is a failed check, whatever it provokes
             self.record(check_id, Status.FAIL, f"malformed input ({type(error).__name__})")
         return self._done[-1].status is Status.PASS
 
