@@ -44,7 +44,7 @@ class Inputs:
 
     Attributes:
         now: unix seconds as of which certificates and collateral are judged.
-        roots: tee_type -> DER root certificates that replace the vendor's pinned ones; without an entry the vendor's hold.
+        roots: tee_type -> DER root certificates that replace the vendor's pinned ones, which hold without an entry.
         policy: what is demanded.
         collateral: for formats that need some from outside (TDX): the JSON document; None when there is none.
     """
