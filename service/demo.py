@@ -17,6 +17,7 @@ from attestation.money import format_amount
 from attestation.policy import Policy
 from attestation.registry.payments import PaymentReader
 from attestation.registry.view import ChainReader
+from attestation.report import agent_of
 from attestation.spending import Asset, SpendingLimit
 from attestation.terminal import console, print_fields, print_verdict, printable
 from service.app import Service
@@ -111,7 +112,6 @@ def _show_start(out: Console, stack: DevStack, service: Service, name: str, docu
             ("model", f"{model.name}, weights sha256:{model.weights_sha256}"),
             ("service", f"{stack.url}, keys born in a {service.enclave.tee_type} enclave"),
             ("build", service.identity.manifest_digest),
-            ("agent", str(service.identity.agent)),
             ("document", f"{name}, {len(document.split())} words"),
         ],
     )
@@ -123,22 +123,23 @@ def _show_purchase(out: Console, purchase: Purchase, answer: dict[str, Any], rec
     payment = purchases.parse_payment(purchase.bundle.answer)
     settlement = purchases.parse_settlement(purchase.bundle.answer)
     usage = answer["usage"]
-    out.print("summary", style="bold")
-    out.print(printable(str(answer["summary"]), lines=True), markup=False)
-    out.print()
     accept = terms.accepts[purchase.bundle.offer["acceptIndex"]]
     price = f"{format_amount(int(accept['amount']), 6)} USD ({accept['amount']} units of {accept['asset']})"
+    print_fields(out, [("terms", f"{price} on {accept['network']}, signed by the service")])
+    out.print()
+    out.print(printable(str(answer["summary"]), lines=True), markup=False)
+    out.print()
     print_fields(
         out,
         [
-            ("terms", f"{price} on {accept['network']}, signed by the service"),
             ("paid", f"{format_amount(payment.amount, 6)} USD; the seller's balance grew by {received} units"),
             ("transaction", settlement.transaction),
+            ("agent", str(agent_of(purchase.bundle.attestation))),
+            ("receipt", str(purchase.bundle.receipt["receipt_id"])),
             (
                 "tokens",
                 f"{usage['prompt_tokens']} read, {usage['completion_tokens']} written, {answer['finish_reason']}",
             ),
-            ("receipt", str(purchase.bundle.receipt["receipt_id"])),
         ],
     )
     out.print()
