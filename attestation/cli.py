@@ -25,15 +25,8 @@ from eth_account.signers.local import LocalAccount
 from attestation import purchase as purchases
 from attestation import report
 from attestation.bundle import Bundle, parse_bundle
-from attestation.client import (
-    PURCHASE,
-    Buyer,
-    NotAcceptedError,
-    PayingTransport,
-    Purchase,
-    ServiceChecker,
-    problem_text,
-)
+from attestation.checker import ServiceChecker, problem_text
+from attestation.client import PURCHASE, Buyer, NotAcceptedError, PayingTransport, Purchase
 from attestation.devstack import local_stack
 from attestation.digest import jcs_digest
 from attestation.encoding import address, parse_json

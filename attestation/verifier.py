@@ -7,7 +7,7 @@ input makes it raise. The time and what the chain says come in as arguments, so 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from attestation import encoding, payment_proof, report
@@ -26,6 +26,9 @@ from attestation.purchase import Payment, Terms, check_offer, parse_payment, par
 from attestation.receipt import Receipt
 from attestation.registry.records import parse_key, parse_manifest
 from attestation.verdict import Check, Result, Status, Verdict
+
+NO_TLS: Final = "none"
+"""In place of a key's hash, for a connection without TLS."""
 
 _T = TypeVar("_T")
 
@@ -55,12 +58,14 @@ class Verifier:
         policy: what it demands.
         now: unix seconds as of which it judges.
         chain: what the chain says, or None when nobody asked.
+        channel: SPKI hash of the server that was connected to, NO_TLS, or None when it saw no connection.
     """
 
-    def __init__(self, policy: Policy, *, now: int, chain: ChainView | None = None) -> None:
+    def __init__(self, policy: Policy, *, now: int, chain: ChainView | None = None, channel: str | None = None) -> None:
         self._policy = policy
         self._now = now
         self._chain = chain or ChainView()
+        self._channel_key = channel
         self._checks: list[Check] = []
         self._have = _Established()
 
@@ -227,9 +232,16 @@ class Verifier:
 
     def _channel(self) -> str:
         keyset = self._need(self._have.keyset, "keyset.binding")
-        if keyset.tls_spki_sha256:
-            raise NotVerified("the keyset lists TLS keys, and this release does not compare them yet")
-        raise NotVerified("the service does not end TLS inside the enclave: whoever does can read the document")
+        seen = self._channel_key
+        if not keyset.tls_spki_sha256:
+            raise NotVerified("the service does not end TLS inside the enclave: whoever does can read the document")
+        if seen is None:
+            raise NotVerified("only the buyer saw the connection")
+        if seen == NO_TLS:
+            raise EvidenceError("the attested keyset lists a TLS key, and this connection is not encrypted")
+        if seen not in keyset.tls_spki_sha256:
+            raise EvidenceError(f"the server's TLS key is {seen}, which the attested keyset does not list")
+        return f"TLS ends inside the enclave, with key {seen}"
 
     # The terms
 

@@ -1,5 +1,6 @@
 """The HTTP application: which resource answers where, and the layers around them all."""
 
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -52,6 +53,8 @@ class Service:
     facilitator: Facilitator
     ledger: Ledger
     calls: PaidCalls
+    tls: ssl.SSLContext | None
+    """Serves HTTPS with the enclave's key; None where a proxy ends TLS."""
     clock: Callable[[], int]
 
 

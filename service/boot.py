@@ -4,10 +4,12 @@ Anything that is not as it must be ends the start with a sentence that says what
 """
 
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
@@ -102,7 +104,10 @@ async def boot(
 
         keys = KeyRing.generate()
         report("registering the agent")
-        agent, keyset = await _register(settings, operator, keys, digest, clock)
+        not_after = clock() + settings.keyset_lifetime_seconds
+        tls = _tls(settings, keys, now=clock(), not_after=not_after)
+        tls_keys = () if tls is None else (tls[0],)
+        agent, keyset = await _register(settings, operator, keys, tls_keys, digest, not_after)
         report(f"agent {agent}")
 
         ledger = await Ledger.open(settings.ledger_url)
@@ -133,6 +138,7 @@ async def boot(
             facilitator=facilitator,
             ledger=ledger,
             calls=calls,
+            tls=None if tls is None else tls[1],
             clock=clock,
         )
 
@@ -164,7 +170,12 @@ def registration_file(settings: Settings, agent: AgentReference, *, hardware_att
 
 
 async def _register(
-    settings: Settings, operator: LocalAccount, keys: KeyRing, digest: str, clock: Callable[[], int]
+    settings: Settings,
+    operator: LocalAccount,
+    keys: KeyRing,
+    tls_keys: tuple[str, ...],
+    digest: str,
+    not_after: int,
 ) -> tuple[AgentReference, Keyset]:
     """Finds or mints the agent, makes the keyset that names it, and publishes both records."""
     uri = settings.origin + REGISTRATION_PATH
@@ -179,12 +190,20 @@ async def _register(
         agent = AgentReference(settings.registry_chain_id, reader.address, found.agent_id)
         keyset = build_keyset(
             subject=str(agent),
-            not_after=clock() + settings.keyset_lifetime_seconds,
+            not_after=not_after,
             keys=keys.public_keys(),
+            tls_spki_sha256=tls_keys,
         )
         record = KeyRecord(payment_key=keys.payment_address, keyset_digest=keyset.digest, expires_at=keyset.not_after)
         await publish(writer, agent.agent_id, Desired(uri, digest, settings.replica, record))
     return agent, keyset
+
+
+def _tls(settings: Settings, keys: KeyRing, *, now: int, not_after: int) -> tuple[str, ssl.SSLContext] | None:
+    """The TLS key's hash and what serves with it, when TLS ends in the enclave."""
+    if settings.tls == "none":
+        return None
+    return keys.tls_server(host=urlsplit(settings.origin).hostname or settings.host, now=now, not_after=not_after)
 
 
 def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:

@@ -129,13 +129,14 @@ async def _serve(settings: Settings) -> None:
 @_model
 @click.option("--port", default=DEFAULT_PORT, show_default=True, help="Another free one is taken when it is in use.")
 @click.option("--threads", default=os.cpu_count() or 1, show_default="all cores", help="Compute threads of the model.")
+@click.option("--tls", is_flag=True, help="Serve HTTPS with a key of the enclave.")
 @_cache_dir
-def up(model: str, port: int, threads: int, cache_dir: Path) -> None:
+def up(model: str, port: int, threads: int, tls: bool, cache_dir: Path) -> None:
     """Run a local chain and a service on it until Ctrl-C; describes itself in .tollseal/dev.json."""
-    _run(_up(model, port, threads, cache_dir))
+    _run(_up(model, port, threads, cache_dir, {"tls": "enclave"} if tls else {}))
 
 
-async def _up(model: str, port: int, threads: int, cache_dir: Path) -> None:
+async def _up(model: str, port: int, threads: int, cache_dir: Path, more: dict[str, str]) -> None:
     with ExitStack() as closing, Reporter() as reporter:
         async with local_stack(
             model=model,
@@ -145,6 +146,7 @@ async def _up(model: str, port: int, threads: int, cache_dir: Path) -> None:
             report=reporter,
             progress=reporter.fetching,
             port=port,
+            service_settings=more,
         ) as (stack, _, _):
             path = closing.enter_context(described(stack, Path.cwd()))
             out = console()

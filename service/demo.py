@@ -10,7 +10,8 @@ from eth_account import Account
 from rich.console import Console
 
 from attestation import purchase as purchases
-from attestation.client import PURCHASE, Buyer, NotAcceptedError, PayingTransport, Purchase, problem_text
+from attestation.checker import problem_text
+from attestation.client import PURCHASE, Buyer, NotAcceptedError, PayingTransport, Purchase
 from attestation.devstack import DevStack
 from attestation.errors import ServiceError
 from attestation.money import format_amount

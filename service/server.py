@@ -49,9 +49,11 @@ def listening(port: int, host: str = "127.0.0.1", *, exact: bool = True) -> Iter
 @asynccontextmanager
 async def serve(service: Service, sockets: Sequence[socket.socket]) -> AsyncIterator[None]:
     """The service answers on listening sockets while the context is open; on leaving, running requests are finished."""
+    context = service.tls
     config = uvicorn.Config(
         create_app(service),
         lifespan="off",
+        ssl_context_factory=None if context is None else lambda _config, _default: context,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -32,6 +32,10 @@ class Settings(BaseSettings):
     """Origin that buyers use, such as https://summaries.example. Offers then always name it; without it they name the
     host that the buyer asked for, which is right only where nothing stands between."""
 
+    tls: Literal["none", "enclave"] = "none"
+    """`enclave` serves HTTPS with a key of the enclave, which the keyset lists. `none` leaves TLS to a proxy, which can
+    then read every document; buyers are told so."""
+
     # Who answers
     backend: str = "embedded:qwen2.5-coder-1.5b"
     threads: Annotated[int, Field(ge=1, le=256)] = 2
@@ -109,7 +113,8 @@ class Settings(BaseSettings):
     @property
     def origin(self) -> str:
         """Where the service is found, without a slash at the end."""
-        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+        scheme = "https" if self.tls == "enclave" else "http"
+        return (self.public_url or f"{scheme}://{self.host}:{self.port}").rstrip("/")
 
     @property
     def payee(self) -> Payee:

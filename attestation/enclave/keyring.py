@@ -1,9 +1,11 @@
 """The private half of a keyset: born at boot, held in memory, never written anywhere."""
 
 import secrets
+import ssl
 from typing import Final, Self
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from eth_account import Account
@@ -13,6 +15,7 @@ from eth_keys.datatypes import PrivateKey
 
 from attestation.errors import EnclaveError
 from attestation.keyset import ALGO_HTTP, ALGO_PAYMENT, ALGO_RECEIPT, PublicKey
+from attestation.tls import make_certificate, server_context, spki_sha256
 
 _NONCE_BYTES: Final = 12
 
@@ -28,10 +31,18 @@ class KeyRing:
     http_key_id: Final = "http"
     payment_key_id: Final = "payment"
 
-    def __init__(self, receipt: Ed25519PrivateKey, http: Ed25519PrivateKey, payment: LocalAccount, storage: AESGCM):
+    def __init__(
+        self,
+        receipt: Ed25519PrivateKey,
+        http: Ed25519PrivateKey,
+        payment: LocalAccount,
+        tls: ec.EllipticCurvePrivateKey,
+        storage: AESGCM,
+    ) -> None:
         self._receipt = receipt
         self._http = http
         self._payment = payment
+        self._tls = tls
         self._storage = storage
 
     @classmethod
@@ -41,6 +52,7 @@ class KeyRing:
             receipt=Ed25519PrivateKey.generate(),
             http=Ed25519PrivateKey.generate(),
             payment=Account.from_key(secrets.token_bytes(32)),
+            tls=ec.generate_private_key(ec.SECP256R1()),
             storage=AESGCM(AESGCM.generate_key(bit_length=256)),
         )
 
@@ -63,6 +75,11 @@ class KeyRing:
             PublicKey(self.http_key_id, ALGO_HTTP, self._http.public_key().public_bytes_raw().hex()),
             PublicKey(self.payment_key_id, ALGO_PAYMENT, b"\x04".hex() + payment.to_bytes().hex()),
         )
+
+    def tls_server(self, *, host: str, now: int, not_after: int) -> tuple[str, ssl.SSLContext]:
+        """The SPKI hash for the keyset, and a context that serves with the TLS key until `not_after` (unix seconds)."""
+        certificate = make_certificate(self._tls, host=host, now=now, not_after=not_after)
+        return spki_sha256(certificate), server_context(self._tls, certificate)
 
     def sign_receipt(self, message: bytes) -> bytes:
         return self._receipt.sign(message)

@@ -320,7 +320,7 @@ def build_messages(document: str, options: SummaryOptions) -> tuple[Message, ...
 def _unnumbered(text: str) -> str:
     """Numbered sentences as one paragraph; a text without numbers stays as it is."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines or not lines[0].startswith("1"):
+    if not lines or not _NUMBER.match(lines[0]):
         return text
     return " ".join(_NUMBER.sub("", line, count=1) if _NUMBER.match(line) else line for line in lines)
 

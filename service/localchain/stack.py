@@ -1,7 +1,7 @@
 """The whole local stack: a chain with the contracts on it, and a service that sells on that chain."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ async def local_stack(
     report: Callable[[str], None],
     progress: Progress,
     port: int = DEFAULT_PORT,
-    payment_settings: dict[str, str] | None = None,
+    service_settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[tuple[DevStack, LocalChain, Service]]:
     """A running stack; on leaving, service and chain have ended.
 
@@ -43,7 +43,7 @@ async def local_stack(
         report: is told each step in a few words.
         progress: is told how far a download is.
         port: where the service listens; another free one is taken when it is in use.
-        payment_settings: further settings of the service.
+        service_settings: further settings of the service.
 
     Raises:
         ToolchainError, AnvilError, DeployError: the chain could not be started.
@@ -59,7 +59,7 @@ async def local_stack(
             ledger=fresh_ledger(state_dir),
             cache_dir=cache_dir,
             threads=threads,
-            **(payment_settings or {}),
+            **(service_settings or {}),
         )
         async with boot(settings, report=report, progress=progress) as service, serve(service, [listener]):
             yield describe(chain, service), chain, service
