@@ -20,7 +20,7 @@ _RESULT_STYLES: Final = {
     Result.SIMULATED: "bold yellow",
     Result.INCOMPLETE: "bold yellow",
 }
-_MEANINGS: Final = {
+MEANINGS: Final = {
     Result.VERIFIED: "every required check passed",
     Result.FAILED: "do not rely on this",
     Result.SIMULATED: "everything fits together, but no hardware stands behind it",
@@ -61,7 +61,7 @@ def print_verdict(out: Console, verdict: Verdict) -> None:
         ],
     )
     line = Text(verdict.result.value, style=_RESULT_STYLES[verdict.result])
-    out.print(line.append(f"  {_MEANINGS[verdict.result]}", style="default"))
+    out.print(line.append(f"  {MEANINGS[verdict.result]}", style="default"))
 
 
 def _print_aligned(out: Console, rows: Sequence[tuple[Text, ...]]) -> None:

@@ -5,7 +5,7 @@ Every check runs under an id that stays the same between releases. It passes, fa
 input makes it raise. The time and what the chain says come in as arguments, so a verdict can be reproduced.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -58,6 +58,8 @@ class Verifier:
         policy: what it demands.
         now: unix seconds as of which it judges.
         chain: what the chain says, or None when nobody asked.
+        collateral: TDX collateral that the relying party fetched itself; None takes what comes with the evidence.
+        roots: root certificates that replace a vendor's, by tee_type; see `Inputs.roots`.
         channel: SPKI hash of the server that was connected to, NO_TLS, or None when it saw no connection.
     """
 
@@ -66,6 +68,7 @@ class Verifier:
         self._now = now
         self._chain = chain or ChainView()
         self._channel_key = channel
+        self._inputs = Inputs(now=now, roots=roots or {}, policy=policy.evidence, collateral=collateral)
         self._checks: list[Check] = []
         self._have = _Established()
 
@@ -130,7 +133,7 @@ class Verifier:
     def _evidence(self, exchange: Exchange) -> str:
         attestation = report.attestation_of(exchange)
         tee_type = encoding.text(attestation["tee_type"], "report.attestation.tee_type")
-        claims = appraise(tee_type, attestation["evidence"], Inputs(now=self._now))
+        claims = appraise(tee_type, attestation["evidence"], self._inputs)
         if claims.failure is not None:
             raise EvidenceError(claims.failure)
         self._have.claims = claims
@@ -142,6 +145,8 @@ class Verifier:
         keyset = parse_keyset(attestation["workload_keyset"])
         if document["workload_keyset_digest"] != keyset.digest:
             raise EvidenceError(f"the report names {document['workload_keyset_digest']}, its keyset is {keyset.digest}")
+        if keyset.digest in self._policy.denied:
+            raise EvidenceError(f"keyset {keyset.digest} is on the deny-list")
         asked = report.nonce_of(exchange)
         if nonce is not None and asked != nonce:
             raise EvidenceError("the report answers another nonce than ours")
@@ -189,6 +194,8 @@ class Verifier:
             if provenance.get(field) != said:
                 raise EvidenceError(f"the report's {field} is {provenance.get(field)}, the manifest says {said}")
         found = manifests.manifest_digest(manifest)
+        if found in self._policy.denied:
+            raise EvidenceError(f"build {found} is on the deny-list")
         allowed = self._policy.manifest_digests
         if allowed is not None and found not in allowed:
             raise EvidenceError(f"build {found} is not on the allow-list")
@@ -197,13 +204,20 @@ class Verifier:
 
     def _agent(self) -> str:
         keyset = self._need(self._have.keyset, "keyset.binding")
-        self._have.agent = AgentReference.parse(keyset.subject)
+        agent = AgentReference.parse(keyset.subject)
+        if self._policy.agent not in (None, agent):
+            raise EvidenceError(
+                f"the attested keyset names agent {agent}, the policy accepts {self._policy.agent} only"
+            )
+        self._have.agent = agent
         return f"the attested keyset names agent {self._have.agent}"
 
     def _registry_key(self, exchange: Exchange) -> str:
         keyset = self._need(self._have.keyset, "keyset.binding")
         agent = self._on_chain()
         slot = report.key_slot_of(exchange)
+        if self._policy.owner not in (None, agent.owner):
+            raise EvidenceError(f"the agent belongs to {agent.owner}, the policy accepts {self._policy.owner} only")
         if not agent.key_record:
             raise EvidenceError(f"the registry holds no {slot} for this agent")
         record = parse_key(agent.key_record)

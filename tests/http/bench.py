@@ -94,6 +94,7 @@ async def bench(
             facilitator=facilitator,
             ledger=book,
             calls=paid_calls(book, facilitator, keys, clock, identity),
+            tls=None,
             clock=clock,
         )
     )

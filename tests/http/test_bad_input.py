@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from service.inference.document import MIN_DISTINCT_WORDS, MIN_DOCUMENT_WORDS
 from tests.http.bench import bench
 from tests.http.conftest import Stack
 from tests.http.world import DOCUMENT, SUMMARIZE, problem_of, request_body
@@ -38,13 +39,18 @@ def raw(text: str) -> bytes:
     return text.encode()
 
 
-TOO_SHORT = "Twenty nine words are one too few for this service, which wants at least thirty of them "
+SHORTEST, LEAST_VARIED = f"at least {MIN_DOCUMENT_WORDS} ", f"at least {MIN_DISTINCT_WORDS} "
+TOO_SHORT = "A handful of words is too little for this service, which wants some more of them than that."
 MISTAKES = {
     "empty document": Mistake(request_body(""), 422, "empty-document", "document", ("empty",)),
     "white space": Mistake(request_body(" \n\t\u00a0\u2003"), 422, "empty-document", "document", ("white space",)),
-    "too short": Mistake(request_body(TOO_SHORT), 422, "document-too-short", "document", ("17 words", "at least 30")),
+    "too short": Mistake(request_body(TOO_SHORT), 422, "document-too-short", "document", ("18 words", SHORTEST)),
     "one word again and again": Mistake(
-        request_body("word " * 500), 422, "document-too-short", "document", ("1 different words", "at least 12")
+        request_body("word " * 500),
+        422,
+        "document-too-short",
+        "document",
+        ("1 different words", LEAST_VARIED),
     ),
     "binary data": Mistake(request_body("\x00\x01\x02" * 500), 422, "not-text", "document", ("not text",)),
     "too many bytes": Mistake(
