@@ -63,7 +63,16 @@ class Verifier:
         channel: SPKI hash of the server that was connected to, NO_TLS, or None when it saw no connection.
     """
 
-    def __init__(self, policy: Policy, *, now: int, chain: ChainView | None = None, channel: str | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        now: int,
+        chain: ChainView | None = None,
+        channel: str | None = None,
+        collateral: Mapping[str, Any] | None = None,
+        roots: Mapping[str, tuple[bytes, ...]] | None = None,
+    ) -> None:
         self._policy = policy
         self._now = now
         self._chain = chain or ChainView()
