@@ -173,7 +173,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
                 if answer.status == 200:
                     return answer
                 problem = problem_text(answer.status, answer.body)
-                if answer.status != 503:
+                if answer.status < 500:
                     raise ServiceError(f"the service refused the payment: {problem}", status=answer.status)
                 wait = _retry_after(answer, wait)
             if attempt + 1 < ATTEMPTS:

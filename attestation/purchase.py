@@ -121,7 +121,7 @@ def parse_payment(exchange: Exchange) -> Payment:
         MalformedError: not such a payment.
     """
     document = _header_json(exchange.request_headers, PAYMENT_HEADER)
-    encoding.only(document, "payment", {"x402Version", "payload", "accepted", "resource", "extensions"})
+    encoding.only(document, "payment", {"x402Version", "payload", "accepted"}, frozenset({"resource", "extensions"}))
     if document.get("x402Version") != X402_VERSION:
         raise MalformedError("payment.x402Version", f"must be {X402_VERSION}")
     accepted = encoding.as_object(document.get("accepted"), "payment.accepted")

@@ -392,7 +392,7 @@ class Verifier:
         if dict(payment.accepted) != dict(terms.accepts[bundle.offer["acceptIndex"]]):
             raise EvidenceError("the payment accepts other terms than the offer")
         for name in ("resource", "extensions"):
-            if payment.document[name] != terms.document.get(name):
+            if name in payment.document and payment.document[name] != terms.document.get(name):
                 raise EvidenceError(f"the payment echoes another {name} than the terms")
         settled = receipt.event(receipts.PAYMENT_SETTLED)
         expected = {

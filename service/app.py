@@ -64,6 +64,8 @@ def create_app(service: Service) -> ASGIApp:
         title="Tollseal",
         summary="Summaries, paid by the call with x402, with proof of who answered.",
         version=service.settings.replica,
+        # A redirect is an answer whose Location no signature covers. A path is right or it is unknown.
+        redirect_slashes=False,
     )
     app.state.service = service
     problems.install(app)

@@ -102,6 +102,10 @@ async def boot(
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
 
+        # Before the chain is told of keys: without a ledger they would never serve anybody.
+        ledger = await Ledger.open(settings.ledger_url)
+        stack.push_async_callback(ledger.close)
+
         keys = KeyRing.generate()
         report("registering the agent")
         not_after = clock() + settings.keyset_lifetime_seconds
@@ -110,8 +114,6 @@ async def boot(
         agent, keyset = await _register(settings, operator, keys, tls_keys, digest, not_after)
         report(f"agent {agent}")
 
-        ledger = await Ledger.open(settings.ledger_url)
-        stack.push_async_callback(ledger.close)
         await reconcile(ledger, facilitator, clock())
         await ledger.prune(now=clock())
         identity = Identity(keyset=keyset, manifest_digest=digest, agent=agent)

@@ -15,6 +15,7 @@ meanwhile waits for the same task.
 
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -54,8 +55,14 @@ from service.payment.facilitator import (
     Void,
 )
 from service.payment.ledger import Conflict, Existing, Ledger, Moved, Row, Stale, State
+from service.payment.reconcile import RAN_OUT, REORG_MARGIN_SECONDS
 from service.payment.settlement import settle_served
 from service.payment.terms import PaymentPayload, PaymentRequirements, payment_response, payment_response_header
+
+TRIAL: Final = b"tollseal: does this key sign?"
+"""Signed with the http key before anything is paid, and shown to nobody. No signature base begins like this."""
+
+_log: Final = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS: Final = 2
 """When a buyer is told to come back about a payment whose outcome is not known: about one block."""
@@ -159,7 +166,7 @@ class PaidCalls:
         self._identity = identity
         self._clock = clock
         self._window = window_seconds
-        self._running: dict[PaymentKey, tuple[str, asyncio.Task[PaidAnswer]]] = {}
+        self._running: dict[PaymentKey, tuple[str, Authorization, asyncio.Task[PaidAnswer]]] = {}
 
     async def run(self, request: Request, authorization: Authorization, produce: Produce) -> PaidAnswer:
         """The answer to a paid request.
@@ -177,12 +184,13 @@ class PaidCalls:
         """
         running = self._running.get(authorization.key)
         if running is not None:
-            digest_, task = running
-            if digest_ != request.digest:
+            digest_, presented, task = running
+            # The signature counts too: who only knows the nonce and the request has no claim to the answer.
+            if digest_ != request.digest or presented != authorization:
                 raise PaymentConflictError("this payment is being used for another request")
         else:
             task = asyncio.create_task(self._run(request, authorization, produce))
-            self._running[authorization.key] = (request.digest, task)
+            self._running[authorization.key] = (request.digest, authorization, task)
             task.add_done_callback(lambda _: self._running.pop(authorization.key, None))
             task.add_done_callback(_retrieve)
         return await asyncio.shield(task)
@@ -190,12 +198,13 @@ class PaidCalls:
     async def terms_of(self, payload: PaymentPayload) -> PaymentRequirements | None:
         """The terms that a payment was accepted under before, if it was: they hold although the price has changed."""
         row = await self._ledger.find(payment_key(payload))
-        return None if row is None else row.authorization.requirements
+        # A payment that bought nothing is worth what is asked today, like any other.
+        return None if row is None or row.state is State.RELEASED else row.authorization.requirements
 
     async def drain(self) -> None:
         """Wait for the calls that are running."""
         while self._running:
-            await asyncio.wait([task for _, task in self._running.values()])
+            await asyncio.wait([task for *_, task in self._running.values()])
 
     async def _run(self, request: Request, authorization: Authorization, produce: Produce) -> PaidAnswer:
         row = await self._ledger.find(authorization.key)
@@ -242,6 +251,7 @@ class PaidCalls:
             result = self._stored(request, produced)
             # A signer that does not work is found out here, while nothing has been paid.
             self._answer(row, request, result, transaction="0x" + "00" * 32, settled_at=self._clock())
+            self._keys.sign_http(TRIAL)
         except BaseException as error:
             await asyncio.shield(self._ledger.release(row, reason=type(error).__name__, now=self._clock()))
             raise
@@ -255,6 +265,8 @@ class PaidCalls:
                 return _moved(await self._ledger.settled(row, transaction=transaction, now=self._clock()))
             case Void(reason):
                 return _moved(await self._ledger.rejected(row, reason=reason, now=self._clock()))
+            case Unused(chain_time) if chain_time >= row.authorization.valid_before + REORG_MARGIN_SECONDS:
+                return _moved(await self._ledger.rejected(row, reason=RAN_OUT, now=self._clock()))
             case Unused(chain_time) if row.state is State.UNKNOWN and chain_time < row.authorization.valid_before:
                 # Settling again is safe even if a transaction still waits: the token executes a nonce once.
                 return _moved(await self._ledger.resume(row, now=self._clock()))
@@ -265,7 +277,14 @@ class PaidCalls:
         result = self._unseal(row)
         if result is None:
             # Paid before a restart: the keys that could read the stored answer are gone, and the buyer is owed one.
-            result = self._stored(request, await produce())
+            try:
+                result = self._stored(request, await produce())
+            except Exception as error:
+                _log.warning("an answer that is owed could not be made: %s", type(error).__name__)
+                raise ComeBackError(
+                    "the payment was made and the answer to it is owed, but it cannot be had now; "
+                    "send the same request with the same payment again"
+                ) from error
             sealed = self._seal(row, result)
             replaced = await self._ledger.replace_result(
                 row, result=sealed, now=self._clock(), receipt_id=result["receipt_id"]

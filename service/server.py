@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import Service, create_app
 
@@ -16,6 +17,28 @@ MAX_HEADER_BYTES: Final = 64 << 10
 
 KEEP_ALIVE_SECONDS: Final = 30
 BACKLOG: Final = 256
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's own limit on a request's head holds for its other parser only."""
+
+    _in_head = True
+    _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+                self.send_400_response("The head of this request is too large.")
 
 
 class _Server(uvicorn.Server):
@@ -34,7 +57,9 @@ def listening(port: int, host: str = "127.0.0.1", *, exact: bool = True) -> Iter
         OSError: the address cannot be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # The protocol is named because asyncio turns off Nagle's algorithm only where it is: an answer leaves in two
+    # writes, and the second would wait 40 ms for the acknowledgement of the first.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
@@ -53,12 +78,13 @@ async def serve(service: Service, sockets: Sequence[socket.socket]) -> AsyncIter
     config = uvicorn.Config(
         create_app(service),
         lifespan="off",
+        http=_Protocol,
+        ws="none",  # an offer to speak WebSocket is passed over; its refusal would not be signed
         ssl_context_factory=None if context is None else lambda _config, _default: context,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=service.settings.inference_timeout_seconds,
     )

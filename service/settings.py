@@ -8,11 +8,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from attestation.registry.canonical import registries
 from service.payment.networks import BASE_SEPOLIA
-from service.pricing import Asset, Payee, PriceRule
+from service.pricing import Asset, Payee, PriceRule, prices_for
 
 Address = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{40}$")]
 Caip2 = Annotated[str, StringConstraints(pattern=r"^eip155:[1-9][0-9]{0,17}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Origin = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+/?$")]
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+[^\s?#]*$")]
 
 
@@ -28,7 +29,7 @@ class Settings(BaseSettings):
     # Where it listens, and what the world calls it
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8402
-    public_url: HttpUrl | None = None
+    public_url: Origin | None = None
     """Origin that buyers use, such as https://summaries.example. Offers then always name it; without it they name the
     host that the buyer asked for, which is right only where nothing stands between."""
 
@@ -93,7 +94,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
         # Building them checks them: a price that the asset cannot express is refused here, not at the first sale.
-        _ = self.payee, self.price_rule, self.registry_address
+        _ = self.registry_address
+        prices_for(self.price_rule, [self.payee], input_tokens=0, max_timeout_seconds=self.payment_timeout_seconds)
         return self
 
     @property

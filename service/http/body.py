@@ -1,12 +1,16 @@
 """Reading a request's body: its exact bytes, bounded, and the JSON object in it."""
 
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import ClientDisconnect, Request
 
 from attestation.encoding import as_object, parse_json
 from attestation.errors import MalformedError
 from service.http.problems import Problem
+
+MAX_DISCARDED_BYTES: Final = 16 << 20
+"""How much of a body that is too large is still taken in: a caller who is sending does not read, and would see a broken
+connection instead of the answer."""
 
 
 async def read_body(request: Request, *, limit: int) -> bytes:
@@ -20,17 +24,18 @@ async def read_body(request: Request, *, limit: int) -> bytes:
         raise Problem(
             415, "not-json", "Unsupported media type", "Content-Type must be application/json.", field="content-type"
         )
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
-    body = bytearray()
+    body, size = bytearray(), 0
     try:
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise _too_large(limit)
+            size += len(chunk)
+            if size > limit + MAX_DISCARDED_BYTES:
+                break
+            if size <= limit:
+                body += chunk
     except ClientDisconnect as error:
         raise Problem(400, "incomplete-body", "Incomplete request", "The body ended early.") from error
+    if size > limit:
+        raise _too_large(limit)
     return bytes(body)
 
 
@@ -53,7 +58,7 @@ def _too_large(limit: int) -> Problem:
         "Request too large",
         f"The body may have at most {limit} bytes.",
         field="body",
-        # What is left of the body was not read, so the connection cannot be used again.
+        # Something of the body may be left unread, so the connection is not used again.
         headers={"connection": "close"},
         members={"limit": limit},
     )

@@ -1,6 +1,6 @@
 """Liveness and readiness. `healthz` says that the process answers, `readyz` that the next paid call would work."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -8,6 +8,9 @@ from starlette.responses import JSONResponse
 
 from service.http.state import service_of
 from service.inference.backend import BackendError
+
+if TYPE_CHECKING:
+    from service.app import Service
 
 router = APIRouter(tags=["health"])
 
@@ -25,14 +28,7 @@ async def healthz() -> dict[str, str]:
 async def readyz(request: Request) -> JSONResponse:
     """200 when the next paid call would work; 503 with the reasons when it would not."""
     service = service_of(request)
-    problems = await service.facilitator.ready()
-    try:
-        await service.backend.health()
-    except BackendError as error:
-        problems.append(f"the model cannot answer: {error}")
-    left = service.identity.keyset.not_after - service.clock()
-    if left < EXPIRY_MARGIN_SECONDS:
-        problems.append(f"the keyset expires in {left} s; restart the service to get a new one")
+    problems = await unreadiness(service)
     body: dict[str, Any] = {
         "ready": not problems,
         "problems": problems,
@@ -41,3 +37,21 @@ async def readyz(request: Request) -> JSONResponse:
         "model": service.backend.identity.name,
     }
     return JSONResponse(body, status_code=503 if problems else 200, headers={"cache-control": "no-store"})
+
+
+async def unreadiness(service: "Service") -> list[str]:
+    """What would make the next paid call fail, one sentence each; empty when all is well."""
+    problems = [*expiry(service), *await service.facilitator.ready()]
+    try:
+        await service.backend.health()
+    except BackendError as error:
+        problems.append(f"the model cannot answer: {error}")
+    return problems
+
+
+def expiry(service: "Service") -> list[str]:
+    """Why nothing may be sold under the present keys any more."""
+    left = service.identity.keyset.not_after - service.clock()
+    if left >= EXPIRY_MARGIN_SECONDS:
+        return []
+    return [f"the keyset expires in {left} s; restart the service to get a new one"]

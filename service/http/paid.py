@@ -23,6 +23,7 @@ from service.call import (
     Produce,
     Request,
 )
+from service.http.health import expiry, unreadiness
 from service.http.problems import Problem, unavailable
 from service.http.signing import request_url
 from service.inference.admission import Saturated
@@ -82,6 +83,8 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
     header = http.headers.get(PAYMENT_SIGNATURE_HEADER)
     if header is None:
         return await _ask_for_payment(service, terms)
+    if problems := expiry(service):
+        raise _not_ready(problems)
     request = Request(endpoint=http.url.path, method=http.method, body=sale.body, resource_url=url)
     try:
         payload = decode_payment_header(header)
@@ -125,10 +128,14 @@ async def _ask_for_payment(service: "Service", terms: "_Terms") -> Response:
         service.admission.check()
     except Saturated as error:
         raise unavailable("busy", "Busy", f"{error}.", retry_after=error.retry_after_seconds) from error
-    if problems := await service.facilitator.ready():
-        detail = f"Payments cannot be settled now: {'; '.join(problems)}."
-        raise unavailable("not-ready", "Not ready", detail, retry_after=BACKEND_RETRY_SECONDS)
+    if problems := await unreadiness(service):
+        raise _not_ready(problems)
     return terms.response(UNPAID)
+
+
+def _not_ready(problems: list[str]) -> Problem:
+    detail = f"Nothing can be sold now: {'; '.join(problems)}."
+    return unavailable("not-ready", "Not ready", detail, retry_after=BACKEND_RETRY_SECONDS)
 
 
 class _Terms:

@@ -71,7 +71,7 @@ def internal_error(error: BaseException) -> Problem:
     # No message and no traceback text: either may quote a document.
     _log.error("unhandled %s at %s", type(error).__name__, where)
     return Problem(
-        500, "internal", "Internal error", "The service made a mistake. Nothing was charged for this answer."
+        500, "internal", "Internal error", "The service made a mistake. The same payment is never charged twice."
     )
 
 

@@ -4,6 +4,7 @@ It stands outside everything else, so that errors, 402s, unknown paths and crash
 """
 
 import logging
+import re
 from collections.abc import Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ from attestation.receipt import API_VERSION
 from service.http.problems import Problem, internal_error
 
 _log: Final = logging.getLogger(__name__)
+
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
 class SigningMiddleware:
@@ -56,14 +59,11 @@ class SigningMiddleware:
             # Nothing here speaks WebSocket, and its frames could not be signed.
             await send({"type": "websocket.close", "code": 1003})
             return
-        buffer = _Buffer()
-        try:
-            await self._app(scope, receive, buffer)
-        except Exception as error:
-            buffer = await _render(internal_error(error), scope, receive)
         try:
             try:
-                signed = self._sign(request_url(scope, self._origin), scope["method"], buffer)
+                url = request_url(scope, self._origin)
+                buffer = await self._answer(scope, receive)
+                signed = self._sign(url, scope["method"], buffer)
             except MalformedError:
                 problem = Problem(400, "malformed-target", "Malformed request", "The URL cannot be put in a signature.")
                 buffer = await _render(problem, scope, receive)
@@ -76,20 +76,40 @@ class SigningMiddleware:
         await send({"type": "http.response.start", "status": buffer.status, "headers": signed})
         await send({"type": "http.response.body", "body": buffer.body})
 
+    async def _answer(self, scope: Scope, receive: Receive) -> "_Buffer":
+        """What the app answers; a crash is an answer too."""
+        buffer = _Buffer()
+        # A HEAD is answered like the GET, and the server leaves the body out (RFC 9110 section 9.3.2).
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        try:
+            await self._app(inner, receive, buffer)
+        except Exception as error:
+            return await _render(internal_error(error), scope, receive)
+        return buffer
+
     def _sign(self, url: str, method: str, response: "_Buffer") -> list[tuple[bytes, bytes]]:
         headers = {**response.headers, **self._headers}
-        exchange = Exchange(method=method, url=url, status=response.status, headers=headers, body=response.body)
+        # What a HEAD's answer carries is nothing, and that is what its Content-Digest is over (RFC 9530 section 2).
+        body = b"" if method == "HEAD" else response.body
+        exchange = Exchange(method=method, url=url, status=response.status, headers=headers, body=body)
         headers.update(sign_response(exchange, self._signer, created=self._clock()))
         headers["content-length"] = str(len(response.body))
         return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def request_url(scope: MutableMapping[str, Any], public_origin: str | None) -> str:
-    """The URL of a request as its sender wrote it: the origin by its Host header unless a public one is set."""
+    """The URL of a request as its sender wrote it: the origin by its Host header unless a public one is set.
+
+    Raises:
+        MalformedError: there is not exactly one Host, or it is none. With a slash or a question mark in it, an answer
+            of one resource could be had signed as that of another.
+    """
     origin = public_origin
     if origin is None:
-        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-        origin = f"{scope['scheme']}://{host}"
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+            raise MalformedError("host", "must be one host name or address, and a port where needed")
+        origin = f"{scope['scheme']}://{hosts[0]}"
     else:
         parts = urlsplit(origin)
         origin = f"{parts.scheme}://{parts.netloc}"

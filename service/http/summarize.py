@@ -37,6 +37,10 @@ _ESCAPED_BYTES: Final = 3
 """JSON that escapes every character outside ASCII needs at most three bytes for each byte of UTF-8 text."""
 _OPTIONS_BYTES: Final = 4_096
 
+MAX_LISTED: Final = 10
+MAX_NAME: Final = 100
+"""Mistakes that one answer lists, and characters of a field's name that it repeats: no error is a large answer."""
+
 
 class SummarizeRequest(BaseModel):
     """What a buyer asks for."""
@@ -49,7 +53,8 @@ class SummarizeRequest(BaseModel):
         int | None, Field(ge=MIN_MAX_WORDS, le=MAX_MAX_WORDS, description="A limit the model is told.")
     ] = None
     language: Annotated[
-        str | None, Field(description=f"ISO 639-1 code: {', '.join(LANGUAGES)}. The document's own when absent.")
+        str | None,
+        Field(max_length=35, description=f"ISO 639-1 code: {', '.join(LANGUAGES)}. The document's own when absent."),
     ] = None
 
 
@@ -143,8 +148,8 @@ def _parse(body: bytes) -> SummarizeRequest:
         return SummarizeRequest.model_validate(json_object(body))
     except ValidationError as error:
         problems = [
-            {"field": ".".join(str(part) for part in item["loc"]) or "body", "message": item["msg"]}
-            for item in error.errors(include_url=False, include_context=False, include_input=False)
+            {"field": ".".join(str(part) for part in item["loc"])[:MAX_NAME] or "body", "message": item["msg"]}
+            for item in error.errors(include_url=False, include_context=False, include_input=False)[:MAX_LISTED]
         ]
         first = problems[0]
         raise Problem(

@@ -62,30 +62,30 @@ def parse(response: httpx.Response, answer: type[M]) -> M:
 def refusal(response: httpx.Response) -> BackendError:
     """What an answer other than 200 means, for the OpenAI and the Ollama error shapes."""
     status = response.status_code
-    kind, message, limit, needed = _error_fields(response)
+    kind, limit, needed = _error_fields(response)
     if kind == "exceed_context_size_error" and limit is not None and needed is not None:
         return ContextExceeded(limit, needed)
-    if status == 404:
-        return ModelNotFound(f"the model server answered 404: {message}")
-    if status in (408, 429) or status >= 500:
-        return BackendUnavailable(f"the model server answered {status}: {message}")
     # Without the server's words: some quote the request, and so the document.
-    return BackendRejected(f"the model server refused the request with {status}{f' ({kind})' if kind else ''}")
+    said = f"{status} ({kind})" if kind else f"{status}"
+    if status == 404:
+        return ModelNotFound(f"the model server answered {said}")
+    if status in (408, 429) or status >= 500:
+        return BackendUnavailable(f"the model server answered {said}")
+    return BackendRejected(f"the model server refused the request with {said}")
 
 
-def _error_fields(response: httpx.Response) -> tuple[str, str, int | None, int | None]:
-    """(type, message, context limit, tokens needed) as far as the body says."""
+def _error_fields(response: httpx.Response) -> tuple[str, int | None, int | None]:
+    """(type, context limit, tokens needed) as far as the body says."""
     try:
         body: Any = response.json()
     except ValueError:
-        return "", "no JSON", None, None
+        return "", None, None
     error = body.get("error", "") if isinstance(body, dict) else ""
     if not isinstance(error, dict):
-        return "", str(error)[:200], None, None
+        return "", None, None
     limit, needed = error.get("n_ctx"), error.get("n_prompt_tokens")
     return (
         str(error.get("type", ""))[:60],
-        str(error.get("message", ""))[:200],
         limit if isinstance(limit, int) else None,
         needed if isinstance(needed, int) else None,
     )
