@@ -6,9 +6,11 @@ The shape is published in docs/formats.md.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from attestation import encoding
 from attestation.errors import MalformedError
@@ -20,6 +22,8 @@ PAYMENT_HEADER: Final = "payment-signature"
 
 MAX_BUNDLE_BYTES: Final = 64 << 20
 """Largest bundle that is read: far above the largest document and answer the service takes."""
+
+_FIELD_VALUE: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 
 _STORED_FIELDS: Final = frozenset((*COVERED_FIELDS, *SIGNATURE_FIELDS))
 
@@ -141,7 +145,7 @@ def _parse_exchange(value: Any, where: str, *, paid: bool) -> Exchange:
     encoding.only(request_headers, f"{where}.request.headers", {PAYMENT_HEADER} if paid else set())
     return Exchange(
         method=encoding.text(request["method"], f"{where}.request.method"),
-        url=encoding.text(request["url"], f"{where}.request.url"),
+        url=_parse_url(request["url"], f"{where}.request.url"),
         request_headers=request_headers,
         request_body=_parse_body(request, f"{where}.request"),
         status=encoding.integer(response["status"], f"{where}.response.status"),
@@ -150,6 +154,26 @@ def _parse_exchange(value: Any, where: str, *, paid: bool) -> Exchange:
     )
 
 
+def _parse_url(value: Any, where: str) -> str:
+    """A URL in the one spelling that has no parts which signatures do not see."""
+    url = encoding.text(value, where)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise MalformedError(where, "must be a URL") from error
+    if parts.fragment or parts.geturl() != url or not parts.netloc:
+        raise MalformedError(where, "must be an absolute URL in its normal spelling, without a fragment")
+    return url
+
+
 def _parse_headers(value: Any, where: str) -> dict[str, str]:
     headers = encoding.as_object(value, where)
-    return {name: encoding.text(item, f"{where}.{name}") for name, item in headers.items()}
+    return {name: _parse_field(item, f"{where}.{name}") for name, item in headers.items()}
+
+
+def _parse_field(value: Any, where: str) -> str:
+    """A field's value as RFC 9110 section 5.5 means it: blanks around it are not part of it."""
+    field = encoding.text(value, where)
+    if not _FIELD_VALUE.fullmatch(field):
+        raise MalformedError(where, "must be visible ASCII without blanks at its ends")
+    return field

@@ -16,6 +16,7 @@ from collections.abc import Coroutine
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -86,23 +87,52 @@ def main() -> None:
     """Buy LLM answers by the call, and check what you got."""
 
 
+def _http_url(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise click.BadParameter("must be an http or https URL")
+    return value
+
+
+def _place(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not os.access(value.parent, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"nothing can be written into {value.parent}")
+    return value
+
+
 _allow_simulated = click.option(
     "--allow-simulated", is_flag=True, help="Accept a service without a TEE. The verdict stays SIMULATED."
 )
 _rpc = click.option(
-    "--rpc", metavar="URL", envvar="TOLLSEAL_RPC", help="Ask the chain through this node of your choice."
+    "--rpc",
+    metavar="URL",
+    envvar="TOLLSEAL_RPC",
+    callback=_http_url,
+    help="Ask the chain through this node of your choice.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @main.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--url", required=True, help="Where the service is.")
+@click.option("--url", required=True, callback=_http_url, help="Where the service is.")
 @click.option("--max-price", default=DEFAULT_MAX_PRICE, show_default=True, metavar="USD", help="Pay at most this much.")
 @click.option("--style", type=click.Choice(["paragraph", "bullets", "headline"]), help="Form of the summary.")
 @click.option("--max-words", type=int, help="Limit that the model is told.")
 @click.option("--language", help="ISO 639-1 code of the summary's language.")
-@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), metavar="BUNDLE", help="Keep the proof here.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=_place,
+    metavar="BUNDLE",
+    help="Keep the proof here.",
+)
 @click.option(
     "--asset", "assets", multiple=True, metavar="NETWORK:ADDRESS", help="Also pay in this 6-decimal USD token."
 )
@@ -146,13 +176,13 @@ async def _summarize(buyer: Buyer, url: str, body: dict[str, Any], save: Path | 
         async with httpx.AsyncClient(transport=PayingTransport(buyer), timeout=ANSWER_TIMEOUT_SECONDS) as http:
             response = await http.post(f"{url.rstrip('/')}/v1/summarize", json=body)
     except NotAcceptedError as error:
-        if error.bundle is not None:
-            _keep(error.bundle, save)
         if as_json:
             _print_json({"error": str(error), **error.verdict.to_json()})
         else:
             print_verdict(console(), error.verdict)
             _complain(error)
+        if error.bundle is not None:
+            _keep(error.bundle, save)
         return error.verdict.exit_code
     purchase = response.extensions.get(PURCHASE)
     if not isinstance(purchase, Purchase):
@@ -162,8 +192,9 @@ async def _summarize(buyer: Buyer, url: str, body: dict[str, Any], save: Path | 
         else:
             _complain(message)
         return 1
-    _keep(purchase.bundle, save)
+    # Shown first: a full disk must not cost the buyer what was paid for.
     _show_purchase(purchase, response.json(), save, as_json=as_json)
+    _keep(purchase.bundle, save)
     return purchase.verdict.exit_code
 
 
@@ -227,7 +258,7 @@ async def _chain_view(rpc: str, bundle: Bundle) -> ChainView:
 
 
 @main.command()
-@click.argument("url")
+@click.argument("url", callback=_http_url)
 @_rpc
 @_allow_simulated
 @_json

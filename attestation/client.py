@@ -42,6 +42,8 @@ REPORT_REUSE_SECONDS: Final = 240
 ATTEMPTS: Final = 5
 """How often the same payment is presented when the answer does not arrive."""
 MAX_RETRY_AFTER_SECONDS: Final = 30
+RETRIABLE: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Answers that do not say what became of the payment: the same one is presented again, which never costs twice."""
 
 _HOP_FIELDS: Final = frozenset({"connection", "transfer-encoding", "content-encoding", "content-length"})
 
@@ -173,7 +175,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
                 if answer.status == 200:
                     return answer
                 problem = problem_text(answer.status, answer.body)
-                if answer.status < 500:
+                if answer.status not in RETRIABLE:
                     raise ServiceError(f"the service refused the payment: {problem}", status=answer.status)
                 wait = _retry_after(answer, wait)
             if attempt + 1 < ATTEMPTS:

@@ -6,6 +6,7 @@ the list of what must be covered, and that an uncovered field counts as a failur
 """
 
 import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -45,6 +46,12 @@ COVERED_FIELDS: Final = (
 
 SIGNATURE_FIELDS: Final = ("content-digest", "signature-input", "signature")
 """The fields that signing adds."""
+
+_COMPONENT: Final = r'"[a-z0-9@-]+"(?:;req)?'
+_CANONICAL_INPUT: Final = re.compile(
+    rf'{LABEL}=\({_COMPONENT}(?: {_COMPONENT})*\);created=[1-9][0-9]*;keyid="[^"\\]*";alg="ed25519";tag="{TAG}"'
+)
+"""Signature-Input as we write it. Other texts have the same meaning, and one changed byte must show."""
 
 MAX_CLOCK_SKEW_SECONDS: Final = 60
 """How far in the future a signature may seem to have been made."""
@@ -145,7 +152,8 @@ def verify_response(exchange: Exchange, key: PublicKey, *, now: int) -> int:
         raise EvidenceError(f"the response signature does not hold: {str(error) or 'wrong signature'}") from error
     except (HTTPMessageSignaturesException, ValueError, TypeError) as error:
         raise EvidenceError(f"the response signature is malformed: {error}") from error
-    if len(results) != 1 or _canonical(exchange.headers["signature"]) is None:
+    canonical = _CANONICAL_INPUT.fullmatch(exchange.headers["signature-input"])
+    if len(results) != 1 or not canonical or _canonical(exchange.headers["signature"]) is None:
         raise EvidenceError("the response must carry exactly one signature, in canonical form")
     return int(results[0].parameters["created"])
 

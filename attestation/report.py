@@ -59,8 +59,8 @@ def report_of(exchange: Exchange) -> dict[str, Any]:
         EvidenceError: not a 200 of that path.
         MalformedError: not a report.
     """
-    if exchange.status != 200 or urlsplit(exchange.url).path != PATH:
-        raise EvidenceError(f"this is not a 200 of {PATH}")
+    if exchange.status != 200 or exchange.request_body or urlsplit(exchange.url).path != PATH:
+        raise EvidenceError(f"this is not a 200 of {PATH}, asked for without a body")
     report = encoding.as_object(encoding.parse_json(exchange.body, "report"), "report")
     encoding.only(report, "report", _REPORT_FIELDS)
     if report["api_version"] != API_VERSION:

@@ -14,7 +14,7 @@ from attestation import encoding, payment_proof, report
 from attestation import manifest as manifests
 from attestation import receipt as receipts
 from attestation.bundle import Bundle, parse_bundle
-from attestation.digest import digest
+from attestation.digest import digest, jcs
 from attestation.errors import EvidenceError, MalformedError, TollsealError
 from attestation.evidence import appraise
 from attestation.evidence.appraisal import Appraisal, Inputs, NotVerified
@@ -166,7 +166,7 @@ class Verifier:
             raise EvidenceError("the evidence does not bind this keyset and nonce")
         self._have.reported_at = verify_response(exchange, keyset.key(ALGO_HTTP), now=self._now)
         self._have.keyset = keyset
-        return f"{keyset.digest} is bound by the evidence, with the buyer's nonce"
+        return f"{keyset.digest} is bound by the evidence, with the nonce that was asked for"
 
     def _lifetime(self) -> str:
         keyset = self._need(self._have.keyset, "keyset.binding")
@@ -190,8 +190,8 @@ class Verifier:
     def _manifest(self, attestation: Exchange, exchange: Exchange) -> str:
         keyset = self._need(self._have.keyset, "keyset.binding")
         claims = self._need(self._have.claims, "evidence.genuine")
-        if exchange.status != 200 or urlsplit(exchange.url).path != manifests.PATH:
-            raise EvidenceError(f"this is not a 200 of {manifests.PATH}")
+        if exchange.status != 200 or exchange.request_body or urlsplit(exchange.url).path != manifests.PATH:
+            raise EvidenceError(f"this is not a 200 of {manifests.PATH}, asked for without a body")
         verify_response(exchange, keyset.key(ALGO_HTTP), now=self._now)
         manifest = manifests.parse_manifest(encoding.parse_json(exchange.body, "manifest"))
         if manifest["tee"] != claims.tee_type:
@@ -389,10 +389,11 @@ class Verifier:
         offer = self._need(self._have.offer, "offer.signature")
         terms = self._need(self._have.terms, "offer.signature")
         payment = parse_payment(bundle.answer)
-        if dict(payment.accepted) != dict(terms.accepts[bundle.offer["acceptIndex"]]):
+        # Compared as JSON: to Python, true is 1.
+        if jcs(payment.accepted) != jcs(terms.accepts[bundle.offer["acceptIndex"]]):
             raise EvidenceError("the payment accepts other terms than the offer")
         for name in ("resource", "extensions"):
-            if name in payment.document and payment.document[name] != terms.document.get(name):
+            if name in payment.document and jcs(payment.document[name]) != jcs(terms.document.get(name)):
                 raise EvidenceError(f"the payment echoes another {name} than the terms")
         settled = receipt.event(receipts.PAYMENT_SETTLED)
         expected = {

@@ -89,6 +89,8 @@ async def ensure_agent(
     owner = parse_address(owner, "owner")
     reader = writer.reader
     if agent_id is None:
+        if mint:
+            await writer.catch_up()  # a start that was cut short may have sent a registration that is not mined yet
         agent_id = await _find(writer, owner, agent_uri)
     else:
         holder = await reader.owner_of(agent_id)

@@ -158,6 +158,21 @@ class IdentityWriter:
         await self._seen("the agent's owner", expected, lambda: self.reader.owner_of(agent_id))
         return _sent(receipt)
 
+    async def catch_up(self) -> None:
+        """Waits until every transaction that this account has sent so far is mined, or was dropped.
+
+        Raises:
+            RpcError: the node could not be asked, or one is still not mined after the receipt timeout.
+        """
+        chain = self.reader.chain
+        with chain.asking("the transactions that this account has sent"):
+            count = chain.w3.eth.get_transaction_count
+            sent = await count(self._account.address, "pending")
+            async with asyncio.timeout(self._receipt_timeout):
+                while await count(self._account.address, "latest") < sent:
+                    await asyncio.sleep(0.2)
+                    sent = min(sent, await count(self._account.address, "pending"))
+
     async def _send(self, function: Any, what: str) -> TxReceipt:
         chain = self.reader.chain
         eth = chain.w3.eth

@@ -23,6 +23,8 @@ async def attestation(
 ) -> JSONResponse:
     """What workload and which keys serve this API, with evidence over your nonce."""
     service = service_of(request)
+    if len(request.query_params.getlist("nonce")) > 1:
+        raise Problem(400, "malformed-nonce", "Malformed nonce", "nonce: must be given once", field="nonce")
     try:
         if nonce is not None:
             check_nonce(nonce)
