@@ -49,6 +49,12 @@ class Attested:
     """Connects to the service that was attested, and to no other."""
     verdict: Verdict
 
+    @property
+    def keyset_digest(self) -> str | None:
+        """What the report names as its keyset; proven only when the verdict is good."""
+        digest = report.report_of(self.attestation)["workload_keyset_digest"]
+        return digest if isinstance(digest, str) else None
+
 
 def unix_now() -> int:
     return int(time.time())

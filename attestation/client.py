@@ -21,7 +21,7 @@ from x402 import x402Client
 from x402.http.utils import decode_payment_required_header, encode_payment_signature_header
 from x402.mechanisms.evm.exact import ExactEvmScheme
 from x402.mechanisms.evm.signers import EthAccountSigner
-from x402.schemas import PaymentRequired
+from x402.schemas import PaymentPayload, PaymentRequired
 
 from attestation import purchase as purchases
 from attestation.bundle import PAYMENT_HEADER, Bundle
@@ -29,6 +29,7 @@ from attestation.checker import Attested, ChainSource, ServiceChecker, problem_t
 from attestation.encoding import as_object, b64url_bytes, parse_json
 from attestation.errors import ServiceError, TollsealError
 from attestation.http_signature import Exchange
+from attestation.payment_proof import EXTENSION
 from attestation.policy import Policy
 from attestation.purchase import Payment
 from attestation.spending import SpendingLimit
@@ -114,7 +115,11 @@ class PayingTransport(httpx.AsyncBaseTransport):
         parsed = purchases.parse_terms(terms)
         index = self._buyer.limit.choose(parsed.accepts)
         self._buyer.progress("paying")
-        answer = await self._present(request, await self._sign(terms, index), service.transport)
+        answer, now = await self._present(request, await self._sign(terms, index), service)
+        if now is not service:
+            # Its keys died with the process that was attested. The new one proves itself, and says its terms again.
+            service, terms = now, await self._checker.send(_unpaid(request), now.transport)
+            parsed = purchases.parse_terms(terms)
         bundle = _bundle(service, terms, parsed.offers, index, answer)
         return await self._accept(request, service, bundle)
 
@@ -153,10 +158,18 @@ class PayingTransport(httpx.AsyncBaseTransport):
             }
         )
         payload = await client.create_payment_payload(required.model_copy(update={"accepts": [accept]}))
-        return encode_payment_signature_header(payload)
+        if not isinstance(payload, PaymentPayload):
+            raise ServiceError("the x402 SDK made no version 2 payment")
+        # Offers are for the buyer to keep, and a restarted service has signed others: the payment stands without them.
+        extensions = {name: value for name, value in (payload.extensions or {}).items() if name != EXTENSION}
+        return encode_payment_signature_header(payload.model_copy(update={"extensions": extensions or None}))
 
-    async def _present(self, request: httpx.Request, header: str, transport: httpx.AsyncBaseTransport) -> Exchange:
-        """Send the request with its payment until it is answered; never with another payment."""
+    async def _present(self, request: httpx.Request, header: str, service: Attested) -> tuple[Exchange, Attested]:
+        """Send the request with its payment until it is answered; never with another payment.
+
+        Returns:
+            The answer, and the service that gave it: a restarted one has other keys, and was attested anew.
+        """
         paid = httpx.Request(
             request.method,
             request.url,
@@ -166,14 +179,17 @@ class PayingTransport(httpx.AsyncBaseTransport):
         )
         problem = "no answer"
         for attempt in range(ATTEMPTS):
-            wait = min(2**attempt, MAX_RETRY_AFTER_SECONDS)
+            wait, broken = min(2**attempt, MAX_RETRY_AFTER_SECONDS), False
             try:
-                answer = await self._checker.send(paid, transport)
+                answer = await self._checker.send(paid, service.transport)
             except httpx.TransportError as error:
                 problem = f"the connection broke ({type(error).__name__})"
+                broken = True
             else:
                 if answer.status == 200:
-                    return answer
+                    if answer.headers.get("x-aci-keyset-digest") != service.keyset_digest:
+                        service = await self._again(request.url, service)
+                    return answer, service
                 problem = problem_text(answer.status, answer.body)
                 if answer.status not in RETRIABLE:
                     raise ServiceError(f"the service refused the payment: {problem}", status=answer.status)
@@ -181,10 +197,21 @@ class PayingTransport(httpx.AsyncBaseTransport):
             if attempt + 1 < ATTEMPTS:
                 self._buyer.progress(f"asking again with the same payment in {wait} s: {problem}")
                 await asyncio.sleep(wait)
+                if broken:
+                    service = await self._again(request.url, service)
         raise ServiceError(
             f"the payment was presented {ATTEMPTS} times without an answer: {problem}",
             hint="The authorization may have been used: look at your token balance before you buy again.",
         )
+
+    async def _again(self, url: httpx.URL, service: Attested) -> Attested:
+        """The service as it is now, when it has other keys and is as acceptable as before; else as it was."""
+        with contextlib.suppress(TollsealError, httpx.TransportError):
+            found = await self._checker.attest(url)
+            if found.verdict.acceptable and found.keyset_digest != service.keyset_digest:
+                self._attested[url.join("/")] = found
+                return found
+        return service
 
     async def _accept(self, request: httpx.Request, service: Attested, bundle: Bundle) -> httpx.Response:
         self._buyer.progress("checking the answer")
@@ -200,6 +227,10 @@ class PayingTransport(httpx.AsyncBaseTransport):
         response = _response(bundle.answer, request)
         response.extensions[PURCHASE] = Purchase(bundle, verdict)
         return response
+
+
+def _unpaid(request: httpx.Request) -> httpx.Request:
+    return httpx.Request(request.method, request.url, headers=request.headers.raw, content=request.content)
 
 
 def _response(exchange: Exchange, request: httpx.Request) -> httpx.Response:

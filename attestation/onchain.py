@@ -38,17 +38,32 @@ class AgentReference:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """One value that an agent's metadata had."""
+
+    value: bytes
+    """Empty when it was cleared."""
+    by_owner: bool
+    """False when the agent changed hands after this was written: a sold agent keeps its old metadata."""
+    block_number: int
+    """The block in which it was written."""
+
+
+@dataclass(frozen=True, slots=True)
 class AgentOnChain:
-    """What the identity registry holds for an agent."""
+    """What the identity registry holds for an agent, the newest first.
+
+    For a purchase these are the values that held in the payment's block or later: keys are replaced at every start of a
+    service, and an answer that was lost then is made again, under the new ones. Otherwise only the present value.
+    """
 
     owner: str
-    manifest: bytes
-    """Value of `tee.manifest`; empty when it was never set."""
-    key_record: bytes
-    """Value of the replica's `tee.key.<replica>`; empty when it was never set."""
-    set_by_owner: bool
-    """False when the agent changed hands after the key record was written: a sold agent keeps its old metadata."""
+    manifests: tuple[Record, ...]
+    """Values of `tee.manifest`; none when it was never set."""
+    keys: tuple[Record, ...]
+    """Values of the replica's `tee.key.<replica>`; none when it was never set."""
     block_number: int
+    """The block as of which this holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +72,8 @@ class PaymentOnChain:
 
     confirmed: bool
     detail: str
+    block_number: int | None = None
+    """The block that it is in."""
 
 
 @dataclass(frozen=True, slots=True)

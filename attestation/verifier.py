@@ -24,7 +24,7 @@ from attestation.onchain import AgentOnChain, AgentReference, ChainView, Payment
 from attestation.policy import Policy
 from attestation.purchase import Payment, Terms, check_offer, parse_payment, parse_settlement, parse_terms
 from attestation.receipt import Receipt
-from attestation.registry.records import parse_key, parse_manifest
+from attestation.registry.records import KeyRecord, parse_key, parse_manifest
 from attestation.verdict import Check, Result, Status, Verdict
 
 NO_TLS: Final = "none"
@@ -227,27 +227,29 @@ class Verifier:
         slot = report.key_slot_of(exchange)
         if self._policy.owner not in (None, agent.owner):
             raise EvidenceError(f"the agent belongs to {agent.owner}, the policy accepts {self._policy.owner} only")
-        if not agent.key_record:
+        if not agent.keys or not agent.keys[0].value:
             raise EvidenceError(f"the registry holds no {slot} for this agent")
-        record = parse_key(agent.key_record)
-        address = payment_proof.address_of(keyset.key(ALGO_PAYMENT).public_key)
-        if record.payment_key != address:
-            raise EvidenceError(f"{slot} on chain is {record.payment_key}, the attested key is {address}")
-        if record.keyset_digest != keyset.digest:
-            raise EvidenceError(f"{slot} on chain names keyset {record.keyset_digest}, the attested is {keyset.digest}")
-        if record.expires_at != keyset.not_after:
-            raise EvidenceError(f"{slot} on chain expires at {record.expires_at}, the keyset at {keyset.not_after}")
-        if not agent.set_by_owner:
+        expected = KeyRecord(
+            payment_key=payment_proof.address_of(keyset.key(ALGO_PAYMENT).public_key),
+            keyset_digest=keyset.digest,
+            expires_at=keyset.not_after,
+        )
+        listed = [(record, parse_key(record.value)) for record in agent.keys if record.value]
+        found = next((record for record, key in listed if key == expected), None)
+        if found is None:
+            raise EvidenceError(f"{slot} on chain is {_differences(expected, listed[0][1])}")
+        if not found.by_owner:
             raise EvidenceError(f"the agent was sold after {slot} was written; its new owner has not confirmed the key")
-        return f"{slot} on chain is {address} (block {agent.block_number})"
+        return f"{slot} on chain is {expected.payment_key} (written in block {found.block_number})"
 
     def _registry_manifest(self) -> str:
         agent = self._on_chain()
         served = self._need(self._have.manifest_digest, "build.manifest")
-        on_chain = parse_manifest(agent.manifest) if agent.manifest else "not set"
-        if on_chain != served:
-            raise EvidenceError(f"tee.manifest on chain is {on_chain}, the service runs {served}")
-        return f"tee.manifest on chain is the build that is served (block {agent.block_number})"
+        listed = {parse_manifest(record.value): record for record in reversed(agent.manifests) if record.value}
+        if served not in listed:
+            said = ", ".join(listed) or "not set"
+            raise EvidenceError(f"tee.manifest on chain is {said}, the service runs {served}")
+        return f"tee.manifest on chain is the build that is served (written in block {listed[served].block_number})"
 
     def _on_chain(self) -> AgentOnChain:
         self._need(self._have.agent, "registry.agent")
@@ -497,6 +499,13 @@ class Verifier:
         else:
             result = Result.VERIFIED
         return Verdict(result, tuple(self._checks), simulated_allowed=self._policy.allow_simulated)
+
+
+def _differences(expected: KeyRecord, found: KeyRecord) -> str:
+    """What a record says that it should not say."""
+    fields = ("payment_key", "keyset_digest", "expires_at")
+    pairs = [(name, getattr(found, name), getattr(expected, name)) for name in fields]
+    return ", ".join(f"{name} {said}, attested is {attested}" for name, said, attested in pairs if said != attested)
 
 
 def _one_service(bundle: Bundle) -> str:

@@ -22,7 +22,7 @@ from attestation.http_signature import Exchange, sign_response
 from attestation.keyset import Keyset, build_keyset, report_data, report_data_slot
 from attestation.manifest import PATH as MANIFEST_PATH
 from attestation.manifest import build_manifest, manifest_digest
-from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain
+from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Record
 from attestation.payment_proof import EXTENSION, Offer, PaymentReceipt, sign_offer, sign_payment_receipt
 from attestation.receipt import sign_receipt
 from attestation.registry.records import KeyRecord, encode_key, encode_manifest
@@ -229,16 +229,17 @@ class Shop:
             payment_receipt=proof,
         )
 
-    def chain_view(self, **agent_changes: Any) -> ChainView:
-        """What the chain says about an honest service and its payment."""
+    def chain_view(
+        self, *, key: bytes | None = None, manifest: bytes | None = None, by_owner: bool = True
+    ) -> ChainView:
+        """What the chain says about this service and its payment: the honest records unless others are given."""
         record = KeyRecord(self.keys.payment_address, self.keyset.digest, self.not_after)
+        honest = encode_key(record), encode_manifest(manifest_digest(self.manifest))
         agent = AgentOnChain(
             owner="0x" + "0a" * 20,
-            manifest=encode_manifest(manifest_digest(self.manifest)),
-            key_record=encode_key(record),
-            set_by_owner=True,
-            block_number=7,
+            manifests=(Record(honest[1] if manifest is None else manifest, by_owner=by_owner, block_number=7),),
+            keys=(Record(honest[0] if key is None else key, by_owner=by_owner, block_number=7),),
+            block_number=9,
         )
-        return ChainView(
-            agent=replace(agent, **agent_changes), payment=PaymentOnChain(confirmed=True, detail="is there")
-        )
+        payment = PaymentOnChain(confirmed=True, detail="is there", block_number=8)
+        return ChainView(agent=agent, payment=payment)

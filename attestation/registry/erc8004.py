@@ -148,6 +148,27 @@ class IdentityReader(AsyncCloseable):
         transfer = await self.last_transfer(agent_id)
         return Metadata(value, written, stale=transfer is not None and transfer.position > written)
 
+    async def metadata_since(self, agent_id: int, key: str, block: int) -> tuple[Metadata, ...]:
+        """The values that `key` had in `block` or later, the newest first, from the events.
+
+        A value is stale when the agent changed hands between its being written and `block`.
+
+        Raises:
+            RegistryError: see the class.
+        """
+        contract = await self.contract()
+        transfer = await self.last_transfer(agent_id, to_block=block)
+        topics = (METADATA_SET, word(agent_id), keccak(text=key))
+        found: list[Metadata] = []
+        async for log in self.chain.logs_newest_first(self.address, topics, from_block=self.from_block):
+            with self.chain.asking(f"the event that wrote {key}"):
+                value = bytes(contract.events.MetadataSet().process_log(log)["args"]["metadataValue"])
+            written = _position(log)
+            found.append(Metadata(value, written, stale=transfer is not None and transfer.position > written))
+            if written.block <= block:
+                break
+        return tuple(found)
+
     async def last_metadata_set(self, agent_id: int, key: str) -> Position | None:
         """Where `key` was last written (event MetadataSet), or None."""
         topics = (METADATA_SET, word(agent_id), keccak(text=key))
@@ -156,11 +177,17 @@ class IdentityReader(AsyncCloseable):
             return _position(log)
         return None
 
-    async def last_transfer(self, agent_id: int) -> Transfer | None:
-        """The last time the agent changed hands, or None. Being minted is not changing hands."""
+    async def last_transfer(self, agent_id: int, *, to_block: int | None = None) -> Transfer | None:
+        """The last time the agent changed hands, or None. Being minted is not changing hands.
+
+        Args:
+            to_block: the last block that counts; None for all.
+        """
         topics = (TRANSFER, None, None, word(agent_id))
         await self.contract()
-        async for log in self.chain.logs_newest_first(self.address, topics, from_block=self.from_block):
+        async for log in self.chain.logs_newest_first(
+            self.address, topics, from_block=self.from_block, to_block=to_block
+        ):
             sender, receiver = _address(log["topics"][1]), _address(log["topics"][2])
             # Some versions of the contract mint after writing the first metadata, so a mint proves nothing stale.
             if sender != _NOBODY:

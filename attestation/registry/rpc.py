@@ -110,9 +110,9 @@ class Chain(AsyncCloseable):
             return await function.call()
 
     async def logs_newest_first(
-        self, address: str, topics: Sequence[Topic], *, from_block: int = 0
+        self, address: str, topics: Sequence[Topic], *, from_block: int = 0, to_block: int | None = None
     ) -> AsyncIterator[LogReceipt]:
-        """The logs of one contract that match `topics`, the newest first, back to `from_block`.
+        """The logs of one contract that match `topics`, the newest first, from `to_block` (or now) to `from_block`.
 
         Asks for the whole range first, and for smaller and smaller windows when the node refuses that many blocks.
 
@@ -121,7 +121,8 @@ class Chain(AsyncCloseable):
         """
         await self.check()
         with self.asking("the newest block"):
-            high = int(await self.w3.eth.block_number)
+            newest = int(await self.w3.eth.block_number)
+        high = newest if to_block is None else min(newest, to_block)
         window = high - from_block + 1
         requests = 0
         while high >= from_block:

@@ -3,10 +3,10 @@
 from typing import Final
 
 from attestation.errors import TollsealError
-from attestation.onchain import AgentOnChain, AgentReference, ChainView, PaymentOnChain, Unreadable
+from attestation.onchain import AgentOnChain, AgentReference, ChainView, PaymentOnChain, Record, Unreadable
 from attestation.purchase import Payment
 from attestation.registry import payments
-from attestation.registry.erc8004 import IdentityReader
+from attestation.registry.erc8004 import IdentityReader, Metadata
 from attestation.registry.errors import NoContractError, RegistryError, RpcError, UnknownAgentError, WrongChainError
 from attestation.registry.payments import PaymentReader
 from attestation.registry.records import MANIFEST_KEY
@@ -31,29 +31,32 @@ class ChainReader:
     ) -> ChainView:
         """What the chain says of an agent, its key in `key_slot`, and a payment in `transaction`.
 
+        With a confirmed payment, the agent's records are those since the payment's block; see `AgentOnChain`.
+
         Never raises for what the chain or the node says: what could not be read is `Unreadable`, with the reason.
         """
         found = None
         if payment is not None and transaction is not None:
             found = await self._payment(payment, transaction)
-        return ChainView(agent=await self._agent(agent, key_slot), payment=found)
+        block = found.block_number if isinstance(found, PaymentOnChain) and found.confirmed else None
+        return ChainView(agent=await self._agent(agent, key_slot, block), payment=found)
 
-    async def _agent(self, agent: AgentReference, key_slot: str) -> AgentOnChain | Unreadable:
+    async def _agent(self, agent: AgentReference, key_slot: str, block: int | None) -> AgentOnChain | Unreadable:
         reader = IdentityReader(self._rpc_url, agent.chain_id, agent.registry, from_block=self._from_block)
         async with reader:
-            block = 0
             try:
-                await reader.chain.check()
+                await reader.check()
                 with reader.chain.asking("the newest block"):
-                    block = int(await reader.chain.w3.eth.block_number)
+                    newest = int(await reader.chain.w3.eth.block_number)
+                since = newest if block is None else block
                 owner = await reader.owner_of(agent.agent_id)
-                manifest = await reader.get_metadata(agent.agent_id, MANIFEST_KEY)
-                key = await reader.metadata(agent.agent_id, key_slot)
+                manifests = await reader.metadata_since(agent.agent_id, MANIFEST_KEY, since)
+                keys = await reader.metadata_since(agent.agent_id, key_slot, since)
             except (UnknownAgentError, NoContractError):
-                return AgentOnChain(_NOBODY, b"", b"", set_by_owner=False, block_number=block)
+                return AgentOnChain(_NOBODY, (), (), block_number=0)
             except RegistryError as error:
                 return Unreadable(str(error))
-        return AgentOnChain(owner, manifest, key.value, set_by_owner=not key.stale, block_number=block)
+        return AgentOnChain(owner, _records(manifests), _records(keys), block_number=newest)
 
     async def _payment(self, payment: Payment, transaction: str) -> PaymentOnChain | Unreadable:
         try:
@@ -77,4 +80,12 @@ class ChainReader:
             except TollsealError as error:
                 return PaymentOnChain(confirmed=False, detail=str(error))
         detail = finding.reason if finding.block is None else f"{finding.reason} (block {finding.block})"
-        return PaymentOnChain(confirmed=finding.ok, detail=detail)
+        return PaymentOnChain(confirmed=finding.ok, detail=detail, block_number=finding.block)
+
+
+def _records(values: tuple[Metadata, ...]) -> tuple[Record, ...]:
+    return tuple(
+        Record(entry.value, by_owner=not entry.stale, block_number=entry.written.block)
+        for entry in values
+        if entry.written is not None
+    )

@@ -254,9 +254,6 @@ def buy(shop: Shop, bundle: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.xfail(
-    reason="the registry shows only the newest key of a replica, and the verifier asks for nothing older"
-)
 def test_a_bundle_stays_good_after_its_service_has_been_restarted(shop: Shop, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle.json"
     assert buy(shop, bundle).returncode == 0
@@ -267,7 +264,6 @@ def test_a_bundle_stays_good_after_its_service_has_been_restarted(shop: Shop, tm
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.xfail(reason="the buyer does not attest the restarted service anew, so the new keys' answer is not proven")
 def test_a_buyer_whose_service_restarts_gets_an_answer_with_a_proof(
     shop: Shop, buyer: ThreadPoolExecutor, tmp_path: Path
 ) -> None:

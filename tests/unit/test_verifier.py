@@ -14,7 +14,7 @@ from attestation.bundle import Bundle, parse_bundle
 from attestation.enclave.keyring import KeyRing
 from attestation.encoding import b64
 from attestation.http_signature import Exchange
-from attestation.onchain import ChainView, PaymentOnChain, Unreadable
+from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Unreadable
 from attestation.policy import Policy
 from attestation.verdict import Result, Status, Verdict
 from attestation.verifier import Verifier
@@ -75,8 +75,8 @@ def test_a_chain_that_cannot_be_asked_makes_the_verdict_incomplete(bundle: Bundl
 @pytest.mark.parametrize(
     ("view", "check_id"),
     [
-        (lambda shop: shop.chain_view(key_record=b""), "registry.key"),
-        (lambda shop: shop.chain_view(set_by_owner=False), "registry.key"),
+        (lambda shop: shop.chain_view(key=b""), "registry.key"),
+        (lambda shop: shop.chain_view(by_owner=False), "registry.key"),
         (lambda shop: Shop(not_after=shop.not_after).chain_view(manifest=b"\1" * 32), "registry.manifest"),
         (lambda _: Shop().chain_view(), "registry.key"),
         (lambda shop: shop.chain_view(manifest=b""), "registry.manifest"),
@@ -90,6 +90,15 @@ def test_a_chain_that_says_otherwise_fails_the_check(
     shop: Shop, bundle: Bundle, view: Callable[[Shop], ChainView], check_id: str
 ) -> None:
     assert check_id in failed(judge(bundle, policy=SIMULATED.requiring_chain(), chain=view(shop)))
+
+
+def test_a_key_that_has_been_replaced_since_the_payment_still_counts(shop: Shop, bundle: Bundle) -> None:
+    old, new = shop.chain_view().agent, Shop().chain_view().agent
+    assert isinstance(old, AgentOnChain)
+    assert isinstance(new, AgentOnChain)
+    both = replace(old, keys=(*new.keys, *old.keys), manifests=(*new.manifests, *old.manifests))
+    view = replace(shop.chain_view(), agent=both)
+    assert judge(bundle, policy=SIMULATED.requiring_chain(), chain=view).exit_code == 0
 
 
 def test_a_bundle_survives_being_saved_and_read(bundle: Bundle) -> None:
