@@ -6,17 +6,13 @@ distribution, so that nothing here imports it.
 Exit codes: VERIFIED 0, FAILED 1, usage 2, SIMULATED 3 (0 with --allow-simulated), INCOMPLETE 4.
 """
 
-import asyncio
 import contextlib
-import json
 import os
-import sys
 import time
-from collections.abc import Coroutine
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, NoReturn
-from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -28,6 +24,20 @@ from attestation import report
 from attestation.bundle import Bundle, parse_bundle
 from attestation.checker import ServiceChecker, problem_text
 from attestation.client import PURCHASE, Buyer, NotAcceptedError, PayingTransport, Purchase
+from attestation.collateral_source import fetch_collateral
+from attestation.commands import (
+    allow_simulated_option,
+    complain,
+    html_option,
+    http_url,
+    json_option,
+    policy_option,
+    print_json,
+    rpc_option,
+    run,
+    show_verdict,
+    write_page,
+)
 from attestation.devstack import local_stack
 from attestation.digest import jcs_digest
 from attestation.encoding import address, parse_json
@@ -87,41 +97,15 @@ def main() -> None:
     """Buy LLM answers by the call, and check what you got."""
 
 
-def _http_url(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    if value is None:
-        return None
-    try:
-        parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise click.BadParameter("must be an http or https URL")
-    return value
-
-
 def _place(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
     if value is not None and not os.access(value.parent, os.W_OK | os.X_OK):
         raise click.BadParameter(f"nothing can be written into {value.parent}")
     return value
 
 
-_allow_simulated = click.option(
-    "--allow-simulated", is_flag=True, help="Accept a service without a TEE. The verdict stays SIMULATED."
-)
-_rpc = click.option(
-    "--rpc",
-    metavar="URL",
-    envvar="TOLLSEAL_RPC",
-    callback=_http_url,
-    help="Ask the chain through this node of your choice.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-
-
 @main.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--url", required=True, callback=_http_url, help="Where the service is.")
+@click.option("--url", required=True, callback=http_url, help="Where the service is.")
 @click.option("--max-price", default=DEFAULT_MAX_PRICE, show_default=True, metavar="USD", help="Pay at most this much.")
 @click.option("--style", type=click.Choice(["paragraph", "bullets", "headline"]), help="Form of the summary.")
 @click.option("--max-words", type=int, help="Limit that the model is told.")
@@ -136,11 +120,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 @click.option(
     "--asset", "assets", multiple=True, metavar="NETWORK:ADDRESS", help="Also pay in this 6-decimal USD token."
 )
-@_rpc
-@_allow_simulated
-@_json
+@rpc_option
+@policy_option
+@allow_simulated_option
+@json_option
 def summarize(file: Any, url: str, max_price: str, save: Path | None, assets: tuple[str, ...], rpc: str | None,
-              allow_simulated: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
+              policy: Policy | None, allow_simulated: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Buy a summary of FILE ("-" for standard input).
 
     The service is checked before anything is sent to it, its terms before anything is paid, and the answer before it is
@@ -159,16 +144,15 @@ def summarize(file: Any, url: str, max_price: str, save: Path | None, assets: tu
         raise click.UsageError(str(error)) from error
     rpc = rpc or (stack.rpc if stack else None)
     progress = console(stderr=True)
-    policy = Policy(allow_simulated=allow_simulated).requiring_chain()
     buyer = Buyer(
         account=_buyer_account(),
         limit=SpendingLimit(max_price, tuple(known)),
-        policy=policy,
+        policy=_policy(policy, allow_simulated=allow_simulated).requiring_chain(),
         chain=ChainReader(rpc) if rpc else None,
         progress=lambda words: None if as_json else progress.print(f"[dim]{words} ...[/dim]"),
     )
     body = {"document": document, **{name: value for name, value in options.items() if value is not None}}
-    _run(_summarize(buyer, url, body, save, as_json=as_json))
+    run(_summarize(buyer, url, body, save, as_json=as_json), as_json=as_json)
 
 
 async def _summarize(buyer: Buyer, url: str, body: dict[str, Any], save: Path | None, *, as_json: bool) -> int:
@@ -177,10 +161,10 @@ async def _summarize(buyer: Buyer, url: str, body: dict[str, Any], save: Path | 
             response = await http.post(f"{url.rstrip('/')}/v1/summarize", json=body)
     except NotAcceptedError as error:
         if as_json:
-            _print_json({"error": str(error), **error.verdict.to_json()})
+            print_json({"error": str(error), **error.verdict.to_json()})
         else:
             print_verdict(console(), error.verdict)
-            _complain(error)
+            complain(error)
         if error.bundle is not None:
             _keep(error.bundle, save)
         return error.verdict.exit_code
@@ -188,9 +172,9 @@ async def _summarize(buyer: Buyer, url: str, body: dict[str, Any], save: Path | 
     if not isinstance(purchase, Purchase):
         message = f"the service refused: {problem_text(response.status_code, response.content)}"
         if as_json:
-            _print_json({"error": message, "status": response.status_code})
+            print_json({"error": message, "status": response.status_code})
         else:
-            _complain(message)
+            complain(message)
         return 1
     # Shown first: a full disk must not cost the buyer what was paid for.
     _show_purchase(purchase, response.json(), save, as_json=as_json)
@@ -216,7 +200,7 @@ def _show_purchase(purchase: Purchase, answer: dict[str, Any], save: Path | None
             "transaction": transaction,
         }
         saved = None if save is None else str(save)
-        _print_json({"answer": answer, "payment": paid, "bundle": saved, **purchase.verdict.to_json()})
+        print_json({"answer": answer, "payment": paid, "bundle": saved, **purchase.verdict.to_json()})
         return
     out = console()
     out.print(printable(str(answer.get("summary", "")), lines=True), markup=False)
@@ -228,24 +212,46 @@ def _show_purchase(purchase: Purchase, answer: dict[str, Any], save: Path | None
 @main.command()
 @click.argument("bundle", type=click.File("rb"))
 @click.option("--at", type=int, metavar="UNIX", help="Judge as of this time instead of now.")
-@_rpc
-@_allow_simulated
-@_json
-def verify(bundle: Any, at: int | None, rpc: str | None, allow_simulated: bool, as_json: bool) -> None:
+@click.option("--offline", is_flag=True, help="Take TDX collateral from the bundle, whatever the policy says.")
+@rpc_option
+@policy_option
+@html_option
+@allow_simulated_option
+@json_option
+def verify(bundle: Any, at: int | None, offline: bool, rpc: str | None, policy: Policy | None, html: Path | None,
+           allow_simulated: bool, as_json: bool) -> None:  # fmt: skip
     """Check a saved BUNDLE, offline unless --rpc adds what the chain says."""
-    _run(_verify(bundle.read(), at, rpc, Policy(allow_simulated=allow_simulated), as_json=as_json))
+    policy = _policy(policy, allow_simulated=allow_simulated)
+    if offline:
+        policy = replace(policy, collateral_url=None)
+
+    async def work() -> int:
+        verdict = await _verify(bundle.read(), at, rpc, policy)
+        show_verdict(verdict, as_json=as_json, html=html)
+        return verdict.exit_code
+
+    run(work(), as_json=as_json)
 
 
-async def _verify(data: bytes, at: int | None, rpc: str | None, policy: Policy, *, as_json: bool) -> int:
-    view = None
+async def _verify(data: bytes, at: int | None, rpc: str | None, policy: Policy) -> Verdict:
+    view, collateral = None, None
+    now = int(time.time()) if at is None else at
     if rpc is not None:
         policy = policy.requiring_chain()
-        # What is wrong with a malformed bundle is for the verifier to say.
-        with contextlib.suppress(TollsealError):
-            view = await _chain_view(rpc, parse_bundle(data))
-    verdict = Verifier(policy, now=int(time.time()) if at is None else at, chain=view).verify_bundle(data)
-    _show_verdict(verdict, as_json=as_json)
-    return verdict.exit_code
+    # What is wrong with a malformed bundle is for the verifier to say.
+    with contextlib.suppress(TollsealError):
+        parsed = parse_bundle(data)
+        if policy.collateral_url is not None:
+            collateral = await fetch_collateral(policy.collateral_url, parsed.attestation, now=now)
+        if rpc is not None:
+            view = await _chain_view(rpc, parsed)
+    return Verifier(policy, now=now, chain=view, collateral=collateral).verify_bundle(data)
+
+
+def _policy(policy: Policy | None, *, allow_simulated: bool) -> Policy:
+    """The policy of the file, or the default; the flag may only add the consent to simulated evidence."""
+    chosen = policy or Policy()
+    return replace(chosen, allow_simulated=chosen.allow_simulated or allow_simulated)
 
 
 async def _chain_view(rpc: str, bundle: Bundle) -> ChainView:
@@ -258,22 +264,25 @@ async def _chain_view(rpc: str, bundle: Bundle) -> ChainView:
 
 
 @main.command()
-@click.argument("url", callback=_http_url)
-@_rpc
-@_allow_simulated
-@_json
-def inspect(url: str, rpc: str | None, allow_simulated: bool, as_json: bool) -> None:
+@click.argument("url", callback=http_url)
+@rpc_option
+@policy_option
+@html_option
+@allow_simulated_option
+@json_option
+def inspect(url: str, rpc: str | None, policy: Policy | None, html: Path | None,
+            allow_simulated: bool, as_json: bool) -> None:  # fmt: skip
     """Show who answers at URL, and check it with a fresh nonce. Nothing is bought."""
     stack = local_stack(url)
     rpc = rpc or (stack.rpc if stack else None)
-    policy = Policy(allow_simulated=allow_simulated)
+    policy = _policy(policy, allow_simulated=allow_simulated)
     if rpc is not None:
         policy = policy.requiring_chain()
     checker = ServiceChecker(policy=policy, chain=ChainReader(rpc) if rpc else None)
-    _run(_inspect(checker, url, as_json=as_json))
+    run(_inspect(checker, url, html, as_json=as_json), as_json=as_json)
 
 
-async def _inspect(checker: ServiceChecker, url: str, *, as_json: bool) -> int:
+async def _inspect(checker: ServiceChecker, url: str, html: Path | None, *, as_json: bool) -> int:
     async with checker:
         service = await checker.attest(httpx.URL(url))
     try:
@@ -293,28 +302,12 @@ async def _inspect(checker: ServiceChecker, url: str, *, as_json: bool) -> int:
     except (TollsealError, AttributeError):
         facts = {"service": url}  # what it served is malformed; the verdict says how
     if as_json:
-        _print_json({**facts, **service.verdict.to_json()})
+        write_page(service.verdict, html)
+        print_json({**facts, **service.verdict.to_json()})
     else:
-        out = console()
-        print_fields(out, facts.items())
-        print_verdict(out, service.verdict)
+        print_fields(console(), facts.items())
+        show_verdict(service.verdict, as_json=False, html=html)
     return service.verdict.exit_code
-
-
-def _show_verdict(verdict: Verdict, *, as_json: bool) -> None:
-    if as_json:
-        _print_json(verdict.to_json())
-    else:
-        print_verdict(console(), verdict)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _complain(problem: TollsealError | str) -> None:
-    text = problem.diagnostics() if isinstance(problem, TollsealError) else problem
-    console(stderr=True).print(printable(text, lines=True), style="red", markup=False)
 
 
 def _buyer_account() -> LocalAccount:
@@ -332,19 +325,3 @@ def _buyer_account() -> LocalAccount:
 def _asset(text: str) -> Asset:
     network, _, token = text.rpartition(":")
     return Asset(network, address(token, "--asset"))
-
-
-def _run(work: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run a command to its exit code; every failure is a sentence on stderr."""
-    try:
-        code = asyncio.run(work)
-    except TollsealError as error:
-        _complain(error)
-        code = 1
-    except httpx.HTTPError as error:
-        _complain(f"the service cannot be reached: {type(error).__name__}: {error}")
-        code = 1
-    except OSError as error:
-        _complain(str(error))
-        code = 1
-    sys.exit(code)

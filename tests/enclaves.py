@@ -13,6 +13,7 @@ import os
 import re
 import socketserver
 import struct
+import sys
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
@@ -239,6 +240,11 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     request_queue_size = 64
     answer: Callable[[str, str, bytes], Reply]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent about clients that left before they were answered."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -113,15 +113,15 @@ class TestIntel:
 
     def _sgx_extension(self) -> bytes:
         components = [_named(f"{_SGX}.2.{index}", _integer(2)) for index in range(1, 17)]
-        tcb = [*components, _named(f"{_SGX}.2.17", _integer(13)), _named(f"{_SGX}.2.18", _der(4, bytes([2] * 16)))]
-        flags = [_named(f"{_SGX}.7.{index}", _der(1, b"\xff")) for index in (1, 2, 3)]
+        tcb = [*components, _named(f"{_SGX}.2.17", _integer(13)), _named(f"{_SGX}.2.18", der(4, bytes([2] * 16)))]
+        flags = [_named(f"{_SGX}.7.{index}", der(1, b"\xff")) for index in (1, 2, 3)]
         return _sequence(
-            _named(f"{_SGX}.1", _der(4, self.ppid)),
+            _named(f"{_SGX}.1", der(4, self.ppid)),
             _named(f"{_SGX}.2", _sequence(*tcb)),
-            _named(f"{_SGX}.3", _der(4, bytes(2))),
-            _named(f"{_SGX}.4", _der(4, self.fmspc)),
-            _named(f"{_SGX}.5", _der(10, b"\x01")),
-            _named(f"{_SGX}.6", _der(4, bytes(range(16)))),
+            _named(f"{_SGX}.3", der(4, bytes(2))),
+            _named(f"{_SGX}.4", der(4, self.fmspc)),
+            _named(f"{_SGX}.5", der(10, b"\x01")),
+            _named(f"{_SGX}.6", der(4, bytes(range(16)))),
             _named(f"{_SGX}.7", _sequence(*flags)),
         )
 
@@ -427,7 +427,8 @@ def _le(number: int, size: int) -> bytes:
     return number.to_bytes(size, "little")
 
 
-def _der(tag: int, content: bytes) -> bytes:
+def der(tag: int, content: bytes) -> bytes:
+    """One DER element."""
     length = len(content)
     if length < 0x80:
         return bytes([tag, length]) + content
@@ -436,11 +437,11 @@ def _der(tag: int, content: bytes) -> bytes:
 
 
 def _sequence(*items: bytes) -> bytes:
-    return _der(0x30, b"".join(items))
+    return der(0x30, b"".join(items))
 
 
 def _integer(number: int) -> bytes:
-    return _der(2, bytes([number]))
+    return der(2, bytes([number]))
 
 
 def _named(oid: str, value: bytes) -> bytes:
@@ -451,4 +452,4 @@ def _named(oid: str, value: bytes) -> bytes:
         while part := part >> 7:
             groups.append(part & 0x7F | 0x80)
         encoded += bytes(reversed(groups))
-    return _sequence(_der(6, encoded), value)
+    return _sequence(der(6, encoded), value)

@@ -5,11 +5,11 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from attestation.errors import EvidenceError
-from attestation.evidence import simulated
+from attestation.evidence import dstack, simulated, tdx
 from attestation.evidence.appraisal import Appraisal, Inputs
 
 FORMATS: Final[Mapping[str, Callable[[Any, Inputs], Appraisal]]] = MappingProxyType(
-    {simulated.TEE_TYPE: simulated.appraise}
+    {simulated.TEE_TYPE: simulated.appraise, tdx.TEE_TYPE: dstack.appraise_tdx_family}
 )
 """Verifiers by the report's `tee_type`."""
 

@@ -5,7 +5,7 @@ could not run, and returns what the evidence proves. Malformed evidence is a fai
 Source for the terms: RFC 9334 (RATS), sections 4 and 8.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,9 +14,20 @@ from attestation.verdict import Check, Status
 
 UP_TO_DATE: Final = "UpToDate"
 
+POLICY_STEPS: Final = frozenset(
+    {"tcb", "evaluation", "advisories", "debug", "attributes", "migration", "vmpl", "denied", "measurements"}
+)
+"""Last parts of the ids of checks that say whether genuine evidence is acceptable. All others say whether it is
+genuine."""
+
 
 class NotVerified(Exception):  # noqa: N818 - an outcome, not an error
     """A check that could not run, and why."""
+
+
+OPTIONAL_STEPS: Final = frozenset({"evaluation", "revocation", "compose"})
+"""Checks that need something the relying party may do without: a minimum of its own, a CRL, the text behind a hash that
+is measured anyway. They are reported when they could not run, and demand nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +87,28 @@ class Appraisal:
 
     @property
     def genuine(self) -> bool:
-        """No check failed."""
-        return all(check.status is not Status.FAIL for check in self.checks)
+        """No check failed, of genuineness or of policy."""
+        return self.failure() is None
 
-    @property
-    def failure(self) -> str | None:
-        """The first failed check, in words; None when there is none."""
-        return next((f"{check.id}: {check.detail}" for check in self.checks if check.status is Status.FAIL), None)
+    def failure(self, *, of_policy: bool | None = None) -> str | None:
+        """The first failed check, in words; None when there is none.
+
+        Args:
+            of_policy: only checks of the policy (True) or of genuineness (False); None for both.
+        """
+        return next(self._told(Status.FAIL, of_policy), None)
+
+    def missing(self, *, of_policy: bool | None = None) -> str | None:
+        """The first check that had to run and could not, in words; see `failure`."""
+        return next(self._told(Status.NOT_VERIFIED, of_policy), None)
+
+    def _told(self, status: Status, of_policy: bool | None) -> Iterator[str]:
+        for check in self.checks:
+            step = check.id.rpartition(".")[2]
+            if status is Status.NOT_VERIFIED and step in OPTIONAL_STEPS:
+                continue
+            if check.status is status and of_policy in (None, step in POLICY_STEPS):
+                yield f"{check.id}: {check.detail}"
 
 
 class Checks:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation import encoding
@@ -37,7 +38,7 @@ class Collateral:
     issued_at: int
     """Unix seconds of its youngest part: it holds from then on."""
     expires_at: int
-    """Unix seconds of the first `nextUpdate`: it holds until then."""
+    """Unix seconds of the first `nextUpdate`: it holds until, and not at, this second."""
 
     def to_json(self, *, with_pck_chain: bool) -> str:
         """The document for `dcap-qvl`, which would prefer a PCK chain in it to the one inside the quote."""
@@ -47,7 +48,7 @@ class Collateral:
         """Raises EvidenceError when it does not hold at `now`."""
         if now < self.issued_at:
             raise EvidenceError(f"the collateral is of {self.issued_at}, after the time of the check ({now})")
-        if now > self.expires_at:
+        if now >= self.expires_at:
             raise EvidenceError(f"the collateral expired at {self.expires_at} (now {now})")
 
 
@@ -86,14 +87,14 @@ def parse_collateral(document: Any) -> Collateral:
 
 
 def certificate_chain(pem: bytes, where: str) -> tuple[x509.Certificate, ...]:
-    """The certificates of a PEM chain, leaf first, each signed by the next one, and a root at its end by itself.
+    """The certificates of a PEM chain, leaf first, each signed by the next one, and the root at its end by itself.
 
     Whether the chain ends at a root that is trusted is not checked here. A verifier ignores what stands in a chain
     beyond the certificates it needs, so a change there would go unnoticed; here it does not.
 
     Raises:
         MalformedError: not PEM, no certificate, or text besides the certificates.
-        EvidenceError: a certificate is not signed by the next one.
+        EvidenceError: a certificate is not signed by the next one, or the last one by itself.
     """
     try:
         chain = tuple(x509.load_pem_x509_certificates(pem))
@@ -102,14 +103,13 @@ def certificate_chain(pem: bytes, where: str) -> tuple[x509.Certificate, ...]:
     # Line breaks differ between writers; nothing else may.
     if b"".join(pem.split()) != b"".join(b"".join(cert.public_bytes(Encoding.PEM) for cert in chain).split()):
         raise MalformedError(where, "must hold PEM certificates and nothing else")
-    issued = list(pairwise(chain))
-    if chain[-1].issuer == chain[-1].subject:
-        issued.append((chain[-1], chain[-1]))
-    for certificate, issuer in issued:
+    for certificate, issuer in [*pairwise(chain), (chain[-1], chain[-1])]:
         try:
             certificate.verify_directly_issued_by(issuer)
         except (InvalidSignature, ValueError, TypeError) as error:
-            raise EvidenceError(f"{where}: a certificate is not signed by the next one of its chain") from error
+            raise EvidenceError(
+                f"{where}: a certificate is not signed by the next one, or the last by itself"
+            ) from error
     return chain
 
 
@@ -121,16 +121,13 @@ def _crl(value: str, where: str) -> x509.CertificateRevocationList:
 
 
 def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
-    try:
-        return crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # other key types raise
-    except (ValueError, TypeError):
-        return False
+    key = issuer.public_key()
+    return isinstance(key, EllipticCurvePublicKey) and crl.is_signature_valid(key)
 
 
 def _window(document: Mapping[str, Any], where: str) -> tuple[int, int]:
-    return _seconds(document.get("issueDate"), f"{where}.issueDate"), _seconds(
-        document.get("nextUpdate"), f"{where}.nextUpdate"
-    )
+    issued, expires = (_seconds(document.get(name), f"{where}.{name}") for name in ("issueDate", "nextUpdate"))
+    return issued, expires
 
 
 def _crl_window(crl: x509.CertificateRevocationList, where: str) -> tuple[int, int]:

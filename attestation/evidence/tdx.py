@@ -10,7 +10,7 @@ twin), so nothing may be keyed on its hash.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import dcap_qvl  # type: ignore[import-untyped]  # ships stubs without the marker that would declare them
 
@@ -18,6 +18,8 @@ from attestation import encoding
 from attestation.errors import EvidenceError, MalformedError
 from attestation.evidence.appraisal import UP_TO_DATE, Appraisal, Checks, EvidencePolicy, Inputs, NotVerified
 from attestation.evidence.collateral import Collateral, certificate_chain, parse_collateral
+
+_T = TypeVar("_T")
 
 TEE_TYPE: Final = "tdx"
 MAX_QUOTE_BYTES: Final = 1 << 16
@@ -31,7 +33,7 @@ _PCK_CHAIN_IN_QUOTE: Final = 5
 _QE_REPORT: Final = 6
 _HEADER_BYTES: Final = 48
 _REPORT_10_BYTES: Final = 584
-_MAX_REASON: Final = 300
+_MAX_MESSAGE: Final = 300
 
 _REGISTERS_10: Final = {
     "mrtd": "mr_td",
@@ -169,8 +171,7 @@ def examine(evidence: Any, inputs: Inputs, checks: Checks) -> Examined:
     def signature() -> str:
         quote = need(found.quote, "tdx.format")
         found.claims = _verify(quote, need(found.collateral, "tdx.collateral"), inputs)
-        root = "Intel's root" if inputs.roots.get(TEE_TYPE) is None else "a root that the verifier named"
-        return f"signed by a TDX quoting enclave on a platform certified under {root}"
+        return f"signed by a TDX quoting enclave on a platform certified under {_root(inputs)}"
 
     checks.run("tdx.format", quote_format)
     checks.run("tdx.collateral", collateral)
@@ -184,7 +185,7 @@ def examine(evidence: Any, inputs: Inputs, checks: Checks) -> Examined:
     return found
 
 
-def need[T](value: T | None, check_id: str) -> T:
+def need(value: _T | None, check_id: str) -> _T:
     """The value that another check establishes.
 
     Raises:
@@ -219,7 +220,7 @@ def parse_quote(raw: bytes) -> Quote:
     try:
         parsed = dcap_qvl.parse_quote(raw)
     except ValueError as error:
-        raise MalformedError("evidence.quote", f"is not a quote ({_reason(error)})") from error
+        raise MalformedError("evidence.quote", f"is not a quote ({printable(str(error))})") from error
     header, report = parsed.header, parsed.report
     names = next((names for kind, names in _REPORTS if isinstance(report, kind)), None)
     if header.tee_type != _TDX_HEADER or names is None:
@@ -288,14 +289,18 @@ def _verify(quote: Quote, collateral: Collateral, inputs: Inputs) -> dict[str, A
                 dcap_qvl.QuotePolicy.claims_only(inputs.now),
             )
         except ValueError as error:
-            reason = _reason(error)
+            reason = printable(str(error))
             continue
         found = encoding.as_object(encoding.parse_json(claims.to_json(), "claims"), "claims")
         if not found["latest_issue_date"] <= inputs.now <= found["earliest_expiration_date"]:
             reason = "a certificate or a revocation list is not valid at the time of the check"
             continue
         return found
-    raise EvidenceError(f"the quote does not verify: {reason}")
+    raise EvidenceError(f"the quote does not verify under {_root(inputs)}: {reason}")
+
+
+def _root(inputs: Inputs) -> str:
+    return "Intel's root" if inputs.roots.get(TEE_TYPE) is None else "a root that the verifier named"
 
 
 def _tcb(claims: Mapping[str, Any], policy: EvidencePolicy) -> str:
@@ -356,7 +361,7 @@ def check_measurements(measured: Mapping[str, str], policy: EvidencePolicy, *, a
     Args:
         measured: register -> lower-case hex; empty when the quote could not be read.
         policy: its `measurements["tdx"]` is the list; each set in it must name all `REQUIRED_REGISTERS`.
-        also_one_of: a matching set must also name one of these.
+        also_one_of: only sets that name one of these are considered.
 
     Raises:
         NotVerified: there is no policy for measurements, or nothing to compare.
@@ -366,20 +371,27 @@ def check_measurements(measured: Mapping[str, str], policy: EvidencePolicy, *, a
         raise NotVerified("the policy names no measurements")
     if not measured:
         raise NotVerified("rests on tdx.format")
-    acceptable, one_of = policy.measurements.get(TEE_TYPE, ()), tuple(also_one_of)
-    for allowed in acceptable:
-        if missing := [name for name in REQUIRED_REGISTERS if name not in allowed]:
-            raise EvidenceError(f"a set of the policy does not name {', '.join(missing)}, so it accepts any")
-    matching = [allowed for allowed in acceptable if all(measured.get(name) == allowed[name] for name in allowed)]
-    if not matching:
-        raise EvidenceError(f"the measurements match none of the {len(acceptable)} sets of the policy")
-    pinned = next((allowed for allowed in matching if not one_of or any(name in allowed for name in one_of)), None)
-    if pinned is None:
-        raise EvidenceError(f"the set of the policy that matches does not name {' or '.join(one_of)}")
-    open_end = "" if one_of or "rtmr3" in pinned else "; RTMR3, what was loaded after boot, is left open by the policy"
-    return f"match in {', '.join(sorted(pinned))}{open_end}"
+    sets = policy.measurements.get(TEE_TYPE, ())
+    if not sets:
+        raise EvidenceError(f"the policy accepts no {TEE_TYPE} measurements")
+    for accepted in sets:
+        if missing := [name for name in REQUIRED_REGISTERS if name not in accepted]:
+            raise EvidenceError(f"a set of the policy does not name {', '.join(missing)}, and so would accept any")
+    if names := tuple(also_one_of):
+        sets = tuple(accepted for accepted in sets if any(name in accepted for name in names))
+        if not sets:
+            raise EvidenceError(f"no set of the policy names {' or '.join(names)}: any application would be accepted")
+    differing = [[name for name, value in accepted.items() if measured.get(name) != value] for accepted in sets]
+    nearest = min(differing, key=len)
+    if nearest:
+        raise EvidenceError(f"not on the allow-list; in the nearest set these differ: {', '.join(nearest)}")
+    accepted = sets[differing.index(nearest)]
+    left_open = (
+        "" if names or "rtmr3" in accepted else "; RTMR3, what was loaded after boot, is left open by the policy"
+    )
+    return f"on the allow-list: {', '.join(accepted)}{left_open}"
 
 
-def _reason(error: Exception) -> str:
-    """A library's message in one printable line of bounded length: parts of it come from the input."""
-    return re.sub(r"[^ -~]+", " ", str(error))[:_MAX_REASON]
+def printable(text: str) -> str:
+    """Text from outside as one line of bounded length, fit for a message."""
+    return re.sub(r"[^ -~]+", " ", text)[:_MAX_MESSAGE]

@@ -1,6 +1,6 @@
 """X.509 certificate chains, as far as hardware evidence needs them.
 
-What is checked of RFC 5280 section 6.1: names, signatures, basicConstraints with path length, keyUsage, unknown critical
+What is checked of RFC 5280 section 6.1: names, signatures, basicConstraints with path length, keyUsage, critical
 extensions, and validity at a given time. Policies and name constraints do not occur here; a certificate that marks one
 critical is refused. A chain is a sequence with the end-entity certificate first and the root last.
 """
@@ -58,9 +58,11 @@ def certificate(der: bytes, where: str) -> Certificate:
         with warnings.catch_warnings():
             # AMD gives every VCEK the serial number 0, which RFC 5280 forbids and the parser warns of.
             warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-            return load_der_x509_certificate(der)
+            found = load_der_x509_certificate(der)
     except ValueError as error:
         raise MalformedError(where, "must be a DER certificate") from error
+    _check_unsigned(der, found.tbs_certificate_bytes, found.signature, where)
+    return found
 
 
 def check_root(root: Certificate, pins: Mapping[str, str], given: Sequence[bytes] | None) -> str:
@@ -80,8 +82,11 @@ def check_root(root: Certificate, pins: Mapping[str, str], given: Sequence[bytes
     return name
 
 
-def check_chain(chain: Sequence[Certificate], scheme: Scheme) -> None:
+def check_chain(chain: Sequence[Certificate], scheme: Scheme, *, leaf_states_usage: bool) -> None:
     """Check everything about a chain but its root's identity, validity and revocation.
+
+    Args:
+        leaf_states_usage: the end-entity certificate must have keyUsage; without, it may leave it out.
 
     Raises:
         EvidenceError: a name, a signature, a constraint or a key usage is wrong.
@@ -98,7 +103,7 @@ def check_chain(chain: Sequence[Certificate], scheme: Scheme) -> None:
     if constraints is not None and constraints.ca:
         raise EvidenceError(f"{common_name(leaf)} is an authority and cannot sign evidence")
     usage = _extension(leaf, KeyUsage)
-    if usage is not None and not usage.digital_signature:
+    if not usage.digital_signature if usage is not None else leaf_states_usage:
         raise EvidenceError(f"{common_name(leaf)} is not for signatures (keyUsage without digitalSignature)")
 
 
@@ -127,6 +132,7 @@ def check_revocation(crl_der: bytes, chain: Sequence[Certificate], scheme: Schem
         crl = load_der_x509_crl(crl_der)
     except ValueError as error:
         raise MalformedError(where, "must be a DER certificate revocation list") from error
+    _check_unsigned(crl_der, crl.tbs_certlist_bytes, crl.signature, where)
     root = chain[-1]
     usage = _extension(root, KeyUsage)
     if crl.issuer != root.subject or usage is None or not usage.crl_sign:
@@ -162,6 +168,16 @@ def common_name(one: Certificate) -> str:
     """The subject's common name, for messages."""
     names = one.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if names else "a certificate without a name"
+
+
+def _check_unsigned(der: bytes, signed: bytes, signature: bytes, where: str) -> None:
+    """What no signature covers has one right form only, so that nothing in a certificate can change unnoticed."""
+    start = der.index(signed) + len(signed)
+    # The algorithm stands inside and behind what is signed (RFC 5280 section 4.1.1.2).
+    if der[start : start + 2 + der[start + 1]] not in signed:
+        raise MalformedError(where, "names two signature algorithms")
+    if not der.endswith(b"\0" + signature):  # the count of unused bits
+        raise MalformedError(where, "has a signature that is not of whole bytes")
 
 
 def _check_authority(issuer: Certificate, below: int) -> None:

@@ -56,6 +56,10 @@ def importers(package: str) -> set[str]:
     return {name for name, found in IMPORTS.items() if package in top(found)}
 
 
+def importers_of(module: str) -> set[str]:
+    return {name for name, found in IMPORTS.items() if module in found}
+
+
 def test_there_is_something_to_check() -> None:
     assert {"attestation.verifier", "service.app", "service.payment.ledger"} <= MODULES.keys()
 
@@ -89,18 +93,25 @@ def test_no_hash_or_signature_primitive_outside_attestation() -> None:
 def test_verification_exists_once() -> None:
     """Only the verifier calls the parts that a verdict is made of; everybody else calls the verifier."""
     parts = {
-        "attestation.evidence.appraise",
         "attestation.http_signature.verify_response",
         "attestation.purchase.check_offer",
         "attestation.receipt.check_signature",
     }
-    assert {name for name, found in IMPORTS.items() if found & parts} == {"attestation.verifier"}
+    verifier = {"attestation.verifier", "attestation.service_checks"}
+    assert {name for name, found in IMPORTS.items() if found & parts} == verifier
+    # Evidence alone may also be looked at by the commands that are about evidence alone.
+    alone = {"attestation.evidence_cli", "attestation.policy_cli"}
+    assert importers_of("attestation.evidence.appraise") - alone == {"attestation.service_checks"}
+    assert importers_of("attestation.service_checks") == {"attestation.verifier"}
+    assert importers_of("attestation.transcript") == {"attestation.service_checks"}
 
 
 def test_the_judgement_is_pure() -> None:
     """The verifier and what it is made of touch neither network nor clock nor disk nor environment."""
     pure = [
         "attestation.verifier",
+        "attestation.service_checks",
+        "attestation.transcript",
         "attestation.verdict",
         "attestation.policy",
         "attestation.purchase",

@@ -345,6 +345,22 @@ def test_a_serial_number_that_is_not_positive_is_no_reason() -> None:
     assert failed(check(make_evidence(MACHINE.report(DATA), [zero, *others]))) == {"chain"}
 
 
+def test_what_no_signature_covers_has_one_form_only() -> None:
+    """The algorithm that stands behind the signed part, and the count of a signature's unused bits."""
+    report, (leaf, *others) = MACHINE.report(DATA), MACHINE.certificates
+    signed, signature = MACHINE.chain[0].tbs_certificate_bytes, MACHINE.chain[0].signature
+    behind = leaf.index(signed) + len(signed)
+    salt = leaf.index(b"\x02\x01\x30", behind) + 2
+    other_algorithm = leaf[:salt] + b"\x20" + leaf[salt + 1 :]
+    even = leaf[: -len(signature)] + signature[:-1] + bytes((signature[-1] & 0xFE,))
+    unused_bit = even[: -len(signature) - 1] + b"\x01" + even[-len(signature) :]
+    for changed in (other_algorithm, unused_bit):
+        assert failed(check(make_evidence(report, [changed, *others]))) == {"certificates"}
+    crl = MACHINE.crl()
+    salt = crl.rindex(b"\x02\x01\x30") + 2
+    assert failed(with_list(crl[:salt] + b"\x20" + crl[salt + 1 :])) == {"revocation"}
+
+
 def test_a_leaf_key_that_cannot_sign_reports_is_refused() -> None:
     machine = MACHINE.but(leaf_key=rsa_key("an RSA leaf"))
     assert failed(check(make_evidence(MACHINE.report(DATA), machine.certificates), machine)) == {"signature"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from attestation.evidence import tdx
 from attestation.evidence.appraisal import Appraisal, EvidencePolicy, Inputs
 from attestation.evidence.collateral import certificate_chain, parse_collateral
 from attestation.verdict import Check, Status
-from tests.evidence_tdx import DAY, FMSPC, NOW, PPID, SEPT_VE_DISABLE, CollateralTerms, TestIntel
+from tests.evidence_tdx import DAY, FMSPC, NOW, PPID, SEPT_VE_DISABLE, CollateralTerms, TestIntel, der
 
 DATA = bytes(range(64))
 VENDOR = TestIntel()
@@ -383,17 +384,18 @@ def test_a_revocation_list_of_another_issuer_is_refused() -> None:
             parse_collateral({**COLLATERAL, "pck_crl_issuer_chain": chain})
 
 
+def without_next_update(crl: bytes) -> bytes:
+    """The revocation list without the second of its two times. Its signature no longer holds."""
+    signed = x509.load_der_x509_crl(crl).tbs_certlist_bytes
+    content = signed[2 if signed[1] < 0x80 else 2 + (signed[1] & 0x7F) :]
+    time = content.index(b"\x17\x0d", content.index(b"\x17\x0d") + 1)  # UTCTime, 13 bytes
+    rest = crl[crl.index(signed) + len(signed) :]
+    return der(0x30, der(0x30, content[:time] + content[time + 15 :]) + rest)
+
+
 def test_a_revocation_list_without_an_end_is_refused() -> None:
-    crl = bytes.fromhex(COLLATERAL["root_ca_crl"])
-    at = crl.index(b"\x17\x0d", crl.index(b"\x17\x0d") + 1)  # the second UTCTime is nextUpdate, 15 bytes with its head
-    shorter = bytearray(crl[:at] + crl[at + 15 :])
-    outer = int.from_bytes(shorter[2:4], "big") if shorter[1] == 0x82 else shorter[2]
-    inner_at = 4 if shorter[1] == 0x82 else 3
-    assert (shorter[1], shorter[inner_at + 1]) in ((0x82, 0x81), (0x81, 0x81))
-    shorter[2:inner_at] = (outer - 15).to_bytes(inner_at - 2, "big")
-    shorter[inner_at + 2] -= 15
-    appraisal = check(collateral={**COLLATERAL, "root_ca_crl": shorter.hex()})
-    assert refused(appraisal, "tdx.collateral", "updated next")
+    endless = without_next_update(bytes.fromhex(COLLATERAL["root_ca_crl"])).hex()
+    assert refused(check(collateral={**COLLATERAL, "root_ca_crl": endless}), "tdx.collateral", "updated next")
 
 
 def test_a_chain_without_its_root_or_with_another_is_refused() -> None:

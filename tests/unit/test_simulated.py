@@ -7,7 +7,7 @@ import pytest
 from attestation.enclave import open_enclave
 from attestation.enclave.simulated import SimulatedEnclave
 from attestation.errors import EnclaveError, EvidenceError
-from attestation.evidence import appraise
+from attestation.evidence import FORMATS, appraise
 from attestation.evidence.appraisal import Appraisal, Inputs
 
 DATA = bytes(range(64))
@@ -21,7 +21,7 @@ async def test_the_words_no_hardware_are_inside_what_is_signed() -> None:
     evidence = await SimulatedEnclave("simulated:").evidence(DATA, now=1)
     assert "NO HARDWARE" in json.dumps(evidence["quote"])
     silent = {**evidence, "quote": {**evidence["quote"], "notice": "genuine hardware"}}
-    assert "notice" in str(check(silent).failure)
+    assert "notice" in str(check(silent).failure())
 
 
 async def test_it_proves_its_report_data_and_no_hardware() -> None:
@@ -39,8 +39,11 @@ async def test_every_boot_has_a_root_of_its_own() -> None:
 @pytest.mark.parametrize("tee_type", ["tdx", "sev_snp", "nitro", "", "SIMULATED"])
 async def test_under_another_name_it_is_refused(tee_type: str) -> None:
     evidence = await SimulatedEnclave("simulated:").evidence(DATA, now=1)
-    with pytest.raises(EvidenceError, match="cannot be checked"):
-        appraise(tee_type, evidence, Inputs(now=1))
+    if tee_type in FORMATS:
+        assert not appraise(tee_type, evidence, Inputs(now=1)).genuine
+    else:
+        with pytest.raises(EvidenceError, match="cannot be checked"):
+            appraise(tee_type, evidence, Inputs(now=1))
 
 
 async def test_changed_report_data_does_not_verify() -> None:
