@@ -10,7 +10,7 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from attestation.verdict import Result, Status, Verdict
+from attestation.verdict import Check, Result, Status, Verdict
 
 _GAP: Final = 2
 _STATUS_STYLES: Final = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_VERIFIED: "yellow"}
@@ -47,19 +47,17 @@ def print_fields(out: Console, fields: Iterable[tuple[str, str]]) -> None:
     _print_aligned(out, rows)
 
 
+def print_checks(out: Console, checks: Iterable[Check]) -> None:
+    """One line per check."""
+    rows = [
+        (Text(c.status.value, style=_STATUS_STYLES[c.status]), Text(c.id), Text(printable(c.detail))) for c in checks
+    ]
+    _print_aligned(out, rows)
+
+
 def print_verdict(out: Console, verdict: Verdict) -> None:
     """One line per check, and the verdict."""
-    _print_aligned(
-        out,
-        [
-            (
-                Text(check.status.value, style=_STATUS_STYLES[check.status]),
-                Text(check.id),
-                Text(printable(check.detail)),
-            )
-            for check in verdict.checks
-        ],
-    )
+    print_checks(out, verdict.checks)
     line = Text(verdict.result.value, style=_RESULT_STYLES[verdict.result])
     out.print(line.append(f"  {MEANINGS[verdict.result]}", style="default"))
 

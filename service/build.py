@@ -1,12 +1,13 @@
 """The build manifest of this service: from what is on disk, loaded and configured."""
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import attestation
 import service
 from attestation.digest import file_sha256
+from attestation.errors import ManifestError
 from attestation.manifest import build_manifest, hash_sources
 from service.inference.backend import ModelIdentity
 from service.inference.summary import generation_json, template_hashes
@@ -28,29 +29,66 @@ def group_of(path: str) -> str:
     return next((group for prefix, group in _GROUPS if path.startswith(prefix)), "http")
 
 
-def compute_manifest(settings: Settings, model: ModelIdentity, *, tee_type: str) -> dict[str, Any]:
+def compute_manifest(
+    settings: Settings, model: ModelIdentity, *, tee_type: str, source: Path | None = None
+) -> dict[str, Any]:
     """The manifest of what runs here with these settings.
 
     Args:
         settings: the service's settings.
         model: the model as the backend identified it; embedded weights have been hashed.
         tee_type: the enclave's.
+        source: the checkout to hash; the one that is running when None.
 
     Raises:
         ManifestError: a source file cannot be read.
     """
-    packages = {"attestation": _directory(attestation.__file__), "service": _directory(service.__file__)}
-    lock = packages["service"].parent / "uv.lock"
     return build_manifest(
-        commit=settings.source_commit or _checkout_commit(packages["service"].parent),
-        lock_sha256=file_sha256(lock) if lock.is_file() else None,
-        files=hash_sources(packages, group_of),
+        **source_members(source or checkout(), commit=settings.source_commit),
         image_digest=settings.image_digest,
         model={**model.to_json(), "generation": generation_json()},
         prompts=template_hashes(),
         payment=_payment_json(settings),
         tee=tee_type,
     )
+
+
+def audit_manifest(served: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The manifest that a service would have, were it built from a checkout and otherwise what it says it is.
+
+    Args:
+        served: the manifest that the service shows: for the terms and the model, which no checkout tells.
+        source: the checkout to hash. Prompts and generation parameters are those of this installation.
+
+    Raises:
+        ManifestError: a source file cannot be read, or `source` is no checkout.
+    """
+    rest = {name: served[name] for name in ("image_digest", "payment", "tee")}
+    model = {**served["model"], "generation": generation_json()}
+    return build_manifest(**source_members(source), model=model, prompts=template_hashes(), **rest)
+
+
+def source_members(source: Path, *, commit: str | None = None) -> dict[str, Any]:
+    """What a manifest says of a checkout: its commit, its lock file and every file of its packages.
+
+    Raises:
+        ManifestError: a file cannot be read, or a package is not there.
+    """
+    packages = {name: source / name for name in ("attestation", "service")}
+    for name, directory in packages.items():
+        if not directory.is_dir():
+            raise ManifestError(f"{source} holds no package {name}")
+    lock = source / "uv.lock"
+    return {
+        "commit": commit or _checkout_commit(source),
+        "lock_sha256": file_sha256(lock) if lock.is_file() else None,
+        "files": hash_sources(packages, group_of),
+    }
+
+
+def checkout() -> Path:
+    """The directory that holds the running packages."""
+    return _directory(service.__file__).parent
 
 
 def offered_prices(settings: Settings, *, input_tokens: int) -> tuple[Price, ...]:

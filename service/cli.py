@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
+import httpx
 from pydantic import ValidationError
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from attestation.checker import ServiceChecker
+from attestation.commands import http_url, run
 from attestation.enclave import open_enclave
+from attestation.encoding import parse_json
 from attestation.errors import TollsealError
-from attestation.manifest import manifest_digest
+from attestation.manifest import differences, manifest_digest, parse_manifest
+from attestation.policy import Policy
 from attestation.terminal import console, print_fields, printable
 from service.boot import boot
-from service.build import compute_manifest
+from service.build import audit_manifest, checkout, compute_manifest
 from service.demo import run_demo
 from service.inference.backend import BackendError
 from service.inference.backends import BackendOptions, BackendURIError, open_backend
@@ -206,28 +211,60 @@ def pull(name: str, cache_dir: Path) -> None:
 
 
 @click.command()
+@click.option(
+    "--source",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The checkout to hash, instead of the one that is running.",
+)
+@click.option("--from", "url", callback=http_url, help="Compare with the manifest of a running service, line by line.")
+@click.option("--check", "digest", metavar="DIGEST", help="Exit 1 unless the manifest has this digest.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest.")
-def manifest(as_json: bool) -> None:
-    """Compute the build manifest of this installation with the settings of `serve`."""
+def manifest(source: Path | None, url: str | None, digest: str | None, as_json: bool) -> None:
+    """Compute the build manifest: of this installation with the settings of `serve`, or, with --from, of what a running
+    service should have if it was built from this source."""
+    if url is not None:
+        run(_audit(url, source or checkout(), digest, as_json=as_json))
     try:
         settings = Settings.model_validate({})
     except ValidationError as error:
-        raise click.UsageError("the payment terms are part of the manifest: set TOLLSEAL_* as for `serve`") from error
+        raise click.UsageError(
+            "the payment terms are part of the manifest: set TOLLSEAL_* as for `serve`, or name a service with --from"
+        ) from error
+    _run(_manifest(settings, source, digest, as_json=as_json))
 
-    async def work() -> None:
-        with Reporter() as reporter:
-            options = BackendOptions(
-                cache_dir=settings.cache_dir / "models", threads=settings.threads, progress=reporter.fetching
-            )
-            backend = await open_backend(settings.backend, options)
-            try:
-                tee_type = open_enclave(settings.enclave).tee_type
-                document = compute_manifest(settings, backend.identity, tee_type=tee_type)
-            finally:
-                await backend.close()
-        click.echo(json.dumps(document, indent=2) if as_json else manifest_digest(document))
 
-    _run(work())
+async def _manifest(settings: Settings, source: Path | None, digest: str | None, *, as_json: bool) -> int:
+    with Reporter() as reporter:
+        options = BackendOptions(
+            cache_dir=settings.cache_dir / "models", threads=settings.threads, progress=reporter.fetching
+        )
+        backend = await open_backend(settings.backend, options)
+        try:
+            tee_type = open_enclave(settings.enclave).tee_type
+            document = compute_manifest(settings, backend.identity, tee_type=tee_type, source=source)
+        finally:
+            await backend.close()
+    return _show_manifest(document, digest, as_json=as_json)
+
+
+async def _audit(url: str, source: Path, digest: str | None, *, as_json: bool) -> int:
+    async with ServiceChecker(policy=Policy()) as checker:
+        found = await checker.attest(httpx.URL(url))
+    served = parse_manifest(parse_json(found.manifest.body, "manifest"))
+    rebuilt = audit_manifest(served, source)
+    different = list(differences(rebuilt, served))
+    for line in different:
+        console(stderr=True).print(printable(line), markup=False)
+    return _show_manifest(rebuilt, digest, as_json=as_json) or (1 if different else 0)
+
+
+def _show_manifest(document: dict[str, Any], digest: str | None, *, as_json: bool) -> int:
+    found = manifest_digest(document)
+    click.echo(json.dumps(document, indent=2) if as_json else found)
+    if digest is not None and digest != found:
+        console(stderr=True).print(f"expected {printable(digest)}", style="red", markup=False)
+        return 1
+    return 0
 
 
 async def _stopped() -> None:
