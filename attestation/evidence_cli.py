@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation import encoding
 from attestation.commands import json_option, policy_option, print_json
@@ -15,6 +13,7 @@ from attestation.errors import TollsealError
 from attestation.evidence import appraise
 from attestation.evidence.appraisal import Appraisal, Inputs
 from attestation.evidence.tdx import read_quote
+from attestation.evidence.x509 import der_certificates
 from attestation.policy import Policy
 from attestation.terminal import console, print_checks, print_fields
 
@@ -166,10 +165,7 @@ def _bytes(path: Path) -> bytes:
 
 def _certificates(path: Path) -> tuple[bytes, ...]:
     """The certificates of a PEM or DER file, as DER."""
-    data = path.read_bytes()
     try:
-        if b"-----BEGIN" in data:
-            return tuple(one.public_bytes(Encoding.DER) for one in x509.load_pem_x509_certificates(data))
-        return (x509.load_der_x509_certificate(data).public_bytes(Encoding.DER),)
-    except ValueError as error:
-        raise click.ClickException(f"{path} holds no certificate") from error
+        return tuple(der_certificates(path.read_bytes(), str(path)))
+    except TollsealError as error:
+        raise click.ClickException(str(error)) from error

@@ -121,8 +121,9 @@ def dump_policy(policy: Policy, *, comment: str) -> str:
 
 
 def _entries(values: Mapping[str, Any]) -> Iterator[str]:
-    # JSON's strings, numbers, booleans and lists of strings are TOML's.
-    return (f"{name} = {json.dumps(value)}" for name, value in values.items())
+    # JSON's strings, numbers, booleans and lists of strings are TOML's, but for surrogate pairs and DEL.
+    texts = ((name, json.dumps(value, ensure_ascii=False)) for name, value in values.items())
+    return (f"{name} = {text}".replace("\x7f", "\\u007f") for name, text in texts)
 
 
 def _measurements(section: Mapping[str, Any]) -> dict[str, tuple[Mapping[str, str], ...]]:

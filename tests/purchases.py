@@ -15,6 +15,7 @@ from eth_account.signers.local import LocalAccount
 
 from attestation.bundle import Bundle
 from attestation.digest import digest, jcs
+from attestation.enclave import Enclave
 from attestation.enclave.keyring import KeyRing
 from attestation.enclave.simulated import SimulatedEnclave
 from attestation.encoding import b64, b64url
@@ -65,20 +66,25 @@ class Shop:
     """A service with keys of its own, and a buyer. Fields may be changed before `bundle` is called."""
 
     keys: KeyRing = field(default_factory=KeyRing.generate)
-    enclave: SimulatedEnclave = field(default_factory=lambda: SimulatedEnclave("simulated:"))
+    enclave: Enclave = field(default_factory=lambda: SimulatedEnclave("simulated:"))
     buyer: LocalAccount = field(default_factory=Account.create)
     subject: str | None = f"eip155:84532:{REGISTRY}:0"
-    not_after: int = NOW + 86_400
+    now: int = NOW
+    not_after: int = 0
+    """A day from `now` when it is 0."""
     nonce: str | None = NONCE
     manifest: dict[str, Any] = field(default_factory=manifest_document)
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Event type -> fields that replace the honest ones."""
 
+    def __post_init__(self) -> None:
+        self.not_after = self.not_after or self.now + 86_400
+
     @property
     def keyset(self) -> Keyset:
         return build_keyset(subject=self.subject, not_after=self.not_after, keys=self.keys.public_keys())
 
-    def signed(self, exchange: Exchange, *, created: int = NOW) -> Exchange:
+    def signed(self, exchange: Exchange, *, created: int | None = None) -> Exchange:
         headers = {
             "content-type": "application/json",
             "x-aci-version": "aci/1",
@@ -86,15 +92,18 @@ class Shop:
             **exchange.headers,
         }
         exchange = replace(exchange, headers=headers)
-        return replace(exchange, headers={**headers, **sign_response(exchange, self.keys, created=created)})
+        return replace(
+            exchange,
+            headers={**headers, **sign_response(exchange, self.keys, created=self.now if created is None else created)},
+        )
 
     def attestation(self, **report_changes: Any) -> Exchange:
         slot = report_data_slot(report_data(self.keyset.digest, self.nonce))
         report = build_report(
             self.keyset,
             nonce=self.nonce,
-            tee_type="simulated",
-            evidence=asyncio.run(self.enclave.evidence(slot, now=NOW)),
+            tee_type=self.enclave.tee_type,
+            evidence=asyncio.run(self.enclave.evidence(slot, now=self.now)),
             provenance={"repo_url": None, "repo_commit": "1" * 40, "image_digest": None, "image_provenance": None},
             serving="direct",
             agent_registration={"agent": self.subject, "key_slot": KEY_SLOT, "registered": True},
@@ -109,7 +118,7 @@ class Shop:
 
     def offer(self, **changes: Any) -> dict[str, Any]:
         terms = {"resource_url": URL, "scheme": "exact", "network": "eip155:84532", "asset": TOKEN, "pay_to": PAY_TO}
-        offer = Offer(**{**terms, "amount": str(AMOUNT), "valid_until": NOW + 900, **changes})
+        offer = Offer(**{**terms, "amount": str(AMOUNT), "valid_until": self.now + 900, **changes})
         return sign_offer(offer, self.keys, accept_index=0)
 
     def terms_document(self, **changes: Any) -> dict[str, Any]:
@@ -134,7 +143,7 @@ class Shop:
             "to": accept["payTo"],
             "value": int(accept["amount"]),
             "validAfter": 0,
-            "validBefore": NOW + 900,
+            "validBefore": self.now + 900,
             "nonce": b"\x05" * 32,
         }
         types = ["address", "address", "uint256", "uint256", "uint256", "bytes32"]
@@ -187,18 +196,18 @@ class Shop:
             "keyset_digest": self.keyset.digest,
             "endpoint": "/v1/summarize",
             "method": "POST",
-            "served_at": NOW,
+            "served_at": self.now,
             "events": [{**event, **self.events.get(event["type"], {})} for event in events],
             "signer": self.keys,
         }
         return sign_receipt(**{**fields, **changes})
 
     def payment_receipt(self, **changes: Any) -> dict[str, Any]:
-        fields = {"network": "eip155:84532", "resource_url": URL, "payer": self.buyer.address, "issued_at": NOW}
+        fields = {"network": "eip155:84532", "resource_url": URL, "payer": self.buyer.address, "issued_at": self.now}
         return sign_payment_receipt(PaymentReceipt(**{**fields, "transaction": TRANSACTION, **changes}), self.keys)
 
     def answer(self, document: Mapping[str, Any], receipt: Mapping[str, Any], proof: Mapping[str, Any], body: bytes,
-               *, created: int = NOW, payment: str | None = None) -> Exchange:  # fmt: skip
+               *, created: int | None = None, payment: str | None = None) -> Exchange:  # fmt: skip
         settlement = {
             "success": True,
             "transaction": TRANSACTION,
@@ -215,7 +224,7 @@ class Shop:
         exchange = Exchange("POST", URL, 200, headers, body, request_headers=sent, request_body=BODY)
         return self.signed(exchange, created=created)
 
-    def bundle(self, *, created: int = NOW) -> Bundle:
+    def bundle(self, *, created: int | None = None) -> Bundle:
         """An honest purchase."""
         body = json.dumps({"id": "sum-1", "object": "summary", "summary": "Short."}).encode()
         document, receipt, proof = self.terms_document(), self.receipt(body), self.payment_receipt()

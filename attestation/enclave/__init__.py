@@ -8,7 +8,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+from attestation.enclave.dstack import DstackEnclave
+from attestation.enclave.nitro import NitroEnclave
+from attestation.enclave.rofl import RoflEnclave
 from attestation.enclave.simulated import SimulatedEnclave
+from attestation.enclave.tsm import TsmEnclave
 from attestation.errors import EnclaveError
 
 
@@ -39,7 +43,15 @@ class Enclave(Protocol):
         ...
 
 
-PROVIDERS: Final[Mapping[str, Callable[[str], Enclave]]] = MappingProxyType({"simulated": SimulatedEnclave})
+PROVIDERS: Final[Mapping[str, Callable[[str], Enclave]]] = MappingProxyType(
+    {
+        "dstack": DstackEnclave,
+        "nitro": NitroEnclave,
+        "rofl": RoflEnclave,
+        "simulated": SimulatedEnclave,
+        "tsm": TsmEnclave,
+    }
+)
 """Providers by URI scheme."""
 
 

@@ -5,11 +5,17 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from attestation.errors import EvidenceError
-from attestation.evidence import dstack, simulated, tdx
+from attestation.evidence import dstack, nitro, rofl, sev_snp, simulated, tdx
 from attestation.evidence.appraisal import Appraisal, Inputs
 
 FORMATS: Final[Mapping[str, Callable[[Any, Inputs], Appraisal]]] = MappingProxyType(
-    {simulated.TEE_TYPE: simulated.appraise, tdx.TEE_TYPE: dstack.appraise_tdx_family}
+    {
+        nitro.TEE_TYPE: nitro.appraise,
+        rofl.TEE_TYPE: rofl.appraise,
+        sev_snp.TEE_TYPE: sev_snp.appraise,
+        simulated.TEE_TYPE: simulated.appraise,
+        tdx.TEE_TYPE: dstack.appraise_tdx_family,
+    }
 )
 """Verifiers by the report's `tee_type`."""
 

@@ -176,11 +176,16 @@ def appraise(evidence: Any, inputs: Inputs) -> Appraisal:
         pcs = snapshot().pcs
         if pcs.get("disabled", False) is not False:
             raise EvidenceError("the app's policy on chain does not check hardware quotes (pcs is disabled)")
-        lowest = encoding.integer(pcs.get("min_tcb_evaluation_data_number"), "snapshot.pcs.min_tcb_evaluation")
+        return "the app's policy on chain has every hardware quote checked"
+
+    def evaluation() -> str:
+        lowest = encoding.integer(snapshot().pcs.get("min_tcb_evaluation_data_number"), "snapshot.pcs")
         wanted = inputs.policy.minimum_tcb_evaluation
-        if wanted is not None and lowest < wanted:
+        if wanted is None:
+            raise NotVerified(f"the policy demands none; the app's own on chain demands {lowest} or newer")
+        if lowest < wanted:
             raise EvidenceError(f"the app's policy on chain accepts TCB evaluation {lowest}, {wanted} is demanded")
-        return f"checked by the chain, TCB evaluation {lowest} or newer"
+        return f"the app's policy on chain demands {lowest} or newer, {wanted} is demanded"
 
     def measurements() -> str:
         snapshot()
@@ -201,6 +206,7 @@ def appraise(evidence: Any, inputs: Inputs) -> Appraisal:
         ("expiry", expiry),
         ("report_data", report_data),
         ("quotes", quotes),
+        ("evaluation", evaluation),
         ("measurements", measurements),
         ("denied", denied),
     ):

@@ -6,7 +6,8 @@ critical is refused. A chain is a sequence with the end-entity certificate first
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from itertools import pairwise
 from typing import Final, TypeVar
@@ -29,6 +30,7 @@ from cryptography.x509 import (
     Name,
     load_der_x509_certificate,
     load_der_x509_crl,
+    load_pem_x509_certificates,
 )
 from cryptography.x509.oid import NameOID
 
@@ -55,14 +57,27 @@ def certificate(der: bytes, where: str) -> Certificate:
         MalformedError: it is not one.
     """
     try:
-        with warnings.catch_warnings():
-            # AMD gives every VCEK the serial number 0, which RFC 5280 forbids and the parser warns of.
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        with _zero_serial_numbers():
             found = load_der_x509_certificate(der)
     except ValueError as error:
         raise MalformedError(where, "must be a DER certificate") from error
     _check_unsigned(der, found.tbs_certificate_bytes, found.signature, where)
     return found
+
+
+def der_certificates(file: bytes, where: str) -> list[bytes]:
+    """The DER form of every certificate in a file, which is PEM or one DER certificate, in the file's order.
+
+    Raises:
+        MalformedError: it is PEM, and not of certificates.
+    """
+    if b"-----BEGIN" not in file:
+        return [file]
+    try:
+        with _zero_serial_numbers():
+            return [one.public_bytes(Encoding.DER) for one in load_pem_x509_certificates(file)]
+    except ValueError as error:
+        raise MalformedError(where, "must be PEM or DER certificates") from error
 
 
 def check_root(root: Certificate, pins: Mapping[str, str], given: Sequence[bytes] | None) -> str:
@@ -162,6 +177,14 @@ def verifies(issuer: Certificate, scheme: Scheme, signature: bytes, signed: byte
     except InvalidSignature:
         return False
     return False
+
+
+@contextmanager
+def _zero_serial_numbers() -> Iterator[None]:
+    """AMD gives every VCEK the serial number 0, which RFC 5280 forbids and the parser warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        yield
 
 
 def common_name(one: Certificate) -> str:

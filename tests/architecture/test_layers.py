@@ -52,6 +52,9 @@ MODULES = dict(modules())
 IMPORTS = {name: imports(path) for name, path in MODULES.items()}
 
 
+EVIDENCE_FORMATS = [name for name in MODULES if (name + ".").startswith("attestation.evidence.")]
+
+
 def importers(package: str) -> set[str]:
     return {name for name, found in IMPORTS.items() if package in top(found)}
 
@@ -122,7 +125,7 @@ def test_the_judgement_is_pure() -> None:
         "attestation.onchain",
         "attestation.payment_proof",
         "attestation.encoding",
-        *(name for name in MODULES if name.startswith("attestation.evidence")),
+        *EVIDENCE_FORMATS,
     ]
     impure = {
         "httpx",
@@ -141,8 +144,10 @@ def test_the_judgement_is_pure() -> None:
 
 
 def test_evidence_formats_import_no_provider() -> None:
-    formats = [name for name in MODULES if name.startswith("attestation.evidence")]
-    assert not [name for name in formats if any(found.startswith("attestation.enclave") for found in IMPORTS[name])]
+    assert EVIDENCE_FORMATS
+    assert not [
+        name for name in EVIDENCE_FORMATS if any(found.startswith("attestation.enclave") for found in IMPORTS[name])
+    ]
 
 
 def test_the_environment_is_read_in_settings_and_command_lines_only() -> None:

@@ -169,8 +169,9 @@ async def test_an_agent_that_drips_is_given_up_on(tmp_path: Path) -> None:
 
     async with await asyncio.start_unix_server(drip, tmp_path / "dstack.sock"):
         enclave = DstackEnclave(f"dstack://{tmp_path}/dstack.sock", timeout_seconds=0.2)
-        with pytest.raises(EnclaveError, match="did not answer"):
-            await enclave.evidence(DATA, now=1)
+        async with asyncio.timeout(10):
+            with pytest.raises(EnclaveError, match="did not answer"):
+                await enclave.evidence(DATA, now=1)
         await asyncio.gather(*(task for task in connections if task is not None))
 
 

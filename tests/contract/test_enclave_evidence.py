@@ -38,7 +38,7 @@ def check(
 ) -> None:
     """Accepted under the root that is named, bound to the data that was asked for; refused under the pinned one."""
     appraisal = appraise(evidence, Inputs(now=now, roots={tee_type: (root,)}, **inputs))
-    assert appraisal.genuine, appraisal.failure
+    assert appraisal.genuine, appraisal.failure()
     assert appraisal.report_data == DATA
     assert not appraise(evidence, Inputs(now=now, **inputs)).genuine
 
@@ -94,7 +94,7 @@ async def test_a_real_dstack_quote_binds_what_it_binds(tmp_path: Path, evidence_
         with pytest.raises(EnclaveError, match="other report data"):
             await enclave.evidence(DATA, now=1)
     appraisal = dstack.appraise(evidence, Inputs(now=1_757_000_000, collateral=collateral))
-    assert appraisal.genuine, appraisal.failure
+    assert appraisal.genuine, appraisal.failure()
     assert appraisal.report_data == b"\x01" * 64
 
 

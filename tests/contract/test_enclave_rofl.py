@@ -77,6 +77,16 @@ async def test_the_latest_digests_stand_and_the_places_are_bounded(appd: FakeRof
     assert set(appd.chain.values()) == {digest(one) for one in data[-SLOTS:]}
 
 
+async def test_a_place_that_still_shows_its_last_digest_does_not_vouch(
+    appd: FakeRoflAppd, enclave: RoflEnclave
+) -> None:
+    appd.blocks = 2
+    for n in range(SLOTS + 2):
+        data = bytes([n]) * 64
+        evidence = await enclave.evidence(data, now=1)
+        assert appd.chain[evidence["metadata_key"]] == digest(data)
+
+
 async def test_a_digest_in_use_keeps_its_place(appd: FakeRoflAppd, enclave: RoflEnclave) -> None:
     for n in range(SLOTS * 2):
         await enclave.evidence(DATA, now=1)

@@ -91,15 +91,7 @@ async def test_aws_nsm_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(set(asked)) == 1, "the same ioctl, over as many bytes"
 
 
-@pytest.mark.parametrize(
-    ("module", "distribution"),
-    [
-        ("dstack_sdk", "dstack-sdk"),
-        ("oasis_rofl_client", "oasis-rofl-client"),
-        ("aws_nsm_interface", "aws-nsm-interface"),
-    ],
-)
-def test_no_sdk_is_needed_to_run(module: str, distribution: str) -> None:
-    upstream(module, distribution)
+@pytest.mark.parametrize("module", ["dstack_sdk", "oasis_rofl_client", "aws_nsm_interface"])
+def test_no_sdk_is_needed_to_run(module: str) -> None:
     for path in (Path(__file__).resolve().parents[2] / "attestation").rglob("*.py"):
         assert module not in path.read_text("utf-8"), path

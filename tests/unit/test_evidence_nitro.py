@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import BasicConstraints, PolicyConstraints, load_pem_x509_certificate
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.digest import sha256_hex
@@ -79,6 +79,7 @@ def test_the_pin_is_awss_root(evidence_dir: Path) -> None:
     assert sha256_hex(root.public_bytes(Encoding.DER)) in AWS_NITRO
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_bit_of_a_real_document_can_change(evidence_dir: Path, data: st.DataObject) -> None:
     document = bytearray(real(evidence_dir, GOOD))
@@ -387,12 +388,14 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_nothing_raises(value: Any) -> None:
     for evidence in (value, {"document": value}):
         assert not appraise(evidence, Inputs(now=NOW)).genuine
 
 
+@settings(deadline=None)
 @given(st.binary())
 def test_no_bytes_raise(data: bytes) -> None:
     assert not check(data).genuine
@@ -402,6 +405,7 @@ def test_no_bytes_raise(data: bytes) -> None:
     assert not check(MODULE.document(DATA, cabundle=[*BUNDLE, data])).genuine
 
 
+@settings(deadline=None)
 @given(JSON, st.sampled_from(sorted(MODULE.payload(DATA))))
 def test_no_field_raises(value: Any, name: str) -> None:
     signed = MODULE.document(DATA, **{name: value})

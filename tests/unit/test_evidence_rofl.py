@@ -24,7 +24,18 @@ KEY = "net.oasis.app.tollseal.0"
 RAK, NODE = b"\x5a" * 32, b"\x03" * 32
 ENCLAVES = (b"\x01" * 32 + bytes(32), b"\x02" * 32 + bytes(32))
 MEASURED = {"app_id": app_id_bytes(APP, "").hex(), "enclaves": (ENCLAVES[0] + ENCLAVES[1]).hex()}
-ON_CHAIN = {"chain", "fresh", "app", "registered", "expiry", "report_data", "quotes", "measurements", "denied"}
+ON_CHAIN = {
+    "chain",
+    "fresh",
+    "app",
+    "registered",
+    "expiry",
+    "report_data",
+    "quotes",
+    "evaluation",
+    "measurements",
+    "denied",
+}
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -92,7 +103,7 @@ def check(
     claim: Any = None, collateral: Any = None, *, now: int = NOW, policy: EvidencePolicy | None = None, **inputs: Any
 ) -> Appraisal:
     collateral = snapshot() if collateral is None else collateral
-    policy = policy or EvidencePolicy(measurements={"rofl": (MEASURED,)})
+    policy = policy or EvidencePolicy(measurements={"rofl": (MEASURED,)}, minimum_tcb_evaluation=18)
     return appraise(
         evidence() if claim is None else claim, Inputs(now=now, policy=policy, collateral=collateral, **inputs)
     )
@@ -133,6 +144,7 @@ def test_without_a_snapshot_nothing_of_the_chain_is_verified() -> None:
     assert found.keys() == ON_CHAIN | {"collateral"}
     assert set(found.values()) == {Status.NOT_VERIFIED}
     assert appraisal.report_data is None, "report data that nobody signed must bind nothing"
+    assert appraisal.missing(of_policy=False) is not None, "it must not count as genuine"
 
 
 def test_it_is_labelled_as_what_it_is() -> None:
@@ -144,9 +156,11 @@ def test_it_is_labelled_as_what_it_is() -> None:
 
 
 def test_without_a_measurement_policy_only_the_measurements_are_not_verified() -> None:
-    found = statuses(check(policy=EvidencePolicy()))
-    assert found.pop("measurements") is Status.NOT_VERIFIED
-    assert set(found.values()) == {Status.PASS}
+    appraisal = check(policy=EvidencePolicy())
+    found = statuses(appraisal)
+    assert {name for name, status in found.items() if status is not Status.PASS} == {"measurements", "evaluation"}
+    assert appraisal.missing(of_policy=False) is None
+    assert str(appraisal.missing()).startswith("rofl.measurements")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +179,7 @@ def test_without_a_measurement_policy_only_the_measurements_are_not_verified() -
         (lambda d: mine(d).pop("metadata"), "report_data"),
         (lambda d: d["app"]["policy"]["quotes"]["pcs"].update(disabled=True), "quotes"),
         (lambda d: d["app"]["policy"]["quotes"]["pcs"].update(disabled="false"), "quotes"),
-        (lambda d: d["app"]["policy"]["quotes"]["pcs"].clear(), "quotes"),
+        (lambda d: d["app"]["policy"]["quotes"]["pcs"].clear(), "evaluation"),
         (lambda d: d["app"]["policy"]["enclaves"].append(b64(b"\x09" * 64)), "measurements"),
         (lambda d: d["app"]["policy"]["enclaves"].pop(), "measurements"),
     ],
@@ -232,7 +246,7 @@ def test_what_is_denied_is_refused(entry: str) -> None:
 
 
 def test_the_demanded_tcb_evaluation_is_compared_with_the_apps() -> None:
-    for wanted, expected in ((18, set()), (19, {"quotes"})):
+    for wanted, expected in ((18, set()), (19, {"evaluation"})):
         policy = EvidencePolicy(measurements={"rofl": (MEASURED,)}, minimum_tcb_evaluation=wanted)
         assert failed(check(policy=policy)) == expected
 
@@ -324,6 +338,12 @@ def test_collateral_that_is_no_snapshot_is_refused(collateral: Any) -> None:
 )
 def test_app_ids_are_read_as_the_chain_writes_them(app_id: str, expected: str) -> None:
     assert app_id_bytes(app_id, "id").hex() == expected
+
+
+def test_an_app_id_has_one_spelling() -> None:
+    """This one has a right checksum, and a bit set behind the last of its bytes."""
+    with pytest.raises(MalformedError, match="not a valid app id"):
+        app_id_bytes("rofl1qqn9xndja7e2pnxhttktmecvwzz0yqwxsppksnsm", "id")
 
 
 @given(st.integers(5, 44), st.sampled_from("qpzry9x8gf2tvdw0s3jn54khce6mua7l"))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from ssl import DER_cert_to_PEM_cert
 from typing import Any
 
 import pytest
@@ -17,16 +18,18 @@ from cryptography.x509 import (
     ReasonFlags,
     load_pem_x509_certificates,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.digest import sha256_hex
 from attestation.encoding import b64, b64_bytes, parse_json
+from attestation.errors import MalformedError
 from attestation.evidence.appraisal import Appraisal, EvidencePolicy, Inputs
 from attestation.evidence.roots import AMD_ARK
 from attestation.evidence.sev_snp import REPORT_BYTES, appraise, make_evidence
+from attestation.evidence.x509 import der_certificates
 from attestation.verdict import Status
-from tests.evidence_pki import der, ec_key, name, revoked, rsa_key, usage
+from tests.evidence_pki import authority, der, ec_key, name, revoked, rsa_key, usage
 from tests.evidence_snp import AUTHORITY_SERIAL, NOW, SINCE, UNTIL, SnpMachine, ia5, integer
 
 DATA = bytes(range(64))
@@ -122,6 +125,7 @@ def test_no_byte_of_a_real_report_can_change(evidence_dir: Path) -> None:
         assert not appraise({**evidence, "report": changed.hex()}, at(CAPTURED_AT)).genuine, place
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_bit_of_real_certificates_can_change(evidence_dir: Path, data: st.DataObject) -> None:
     evidence = real(evidence_dir, *VIRTEE)
@@ -345,6 +349,29 @@ def test_a_serial_number_that_is_not_positive_is_no_reason() -> None:
     assert failed(check(make_evidence(MACHINE.report(DATA), [zero, *others]))) == {"chain"}
 
 
+def test_the_right_key_under_another_name_is_another_issuer() -> None:
+    key, root_key = MACHINE.keys
+    root = MACHINE.names[2]
+    limits = MACHINE.authority_constraints, MACHINE.authority_usage
+    renamed = authority("SEV-Other", key, root, root_key, SINCE, UNTIL, *limits, AUTHORITY_SERIAL)
+    leaf, _, anchor = MACHINE.certificates
+    found = check(make_evidence(MACHINE.report(DATA), [leaf, der(renamed), anchor]))
+    assert failed(found) == {"chain", "endorsement"}
+    assert "not issued by SEV-Other" in detail(found, "chain")
+
+
+def test_certificate_files_may_be_pem_or_der(evidence_dir: Path) -> None:
+    files = evidence_dir / "snp"
+    vcek = (files / VIRTEE[1]).read_bytes()
+    assert der_certificates(vcek, "vcek") == [vcek]
+    ask, ark = der_certificates((files / "ask_ark_milan.pem").read_bytes(), "ca")
+    assert AMD_ARK[sha256_hex(ark)] == "Milan"
+    assert ask != ark
+    assert der_certificates(DER_cert_to_PEM_cert(vcek).encode(), "vcek") == [vcek]
+    with pytest.raises(MalformedError, match="ca"):
+        der_certificates(b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n", "ca")
+
+
 def test_what_no_signature_covers_has_one_form_only() -> None:
     """The algorithm that stands behind the signed part, and the count of a signature's unused bits."""
     report, (leaf, *others) = MACHINE.report(DATA), MACHINE.certificates
@@ -368,11 +395,11 @@ def test_a_leaf_key_that_cannot_sign_reports_is_refused() -> None:
 
 def test_an_authority_below_the_endorsing_one_is_refused() -> None:
     """A VCEK cannot pass as an authority: not even the report's own signer can certify another key."""
-    leaf, authority, root = MACHINE.certificates
+    leaf, second, root = MACHINE.certificates
     other = SnpMachine(owner="somebody else")
-    forged = make_evidence(other.report(DATA), [other.certificates[0], authority, root])
+    forged = make_evidence(other.report(DATA), [other.certificates[0], second, root])
     assert failed(check(forged)) == {"chain"}
-    shifted = make_evidence(MACHINE.report(DATA), [authority, leaf, root])
+    shifted = make_evidence(MACHINE.report(DATA), [second, leaf, root])
     assert {"chain", "signature", "endorsement"} <= failed(check(shifted))
 
 
@@ -509,16 +536,19 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_nothing_raises(value: Any) -> None:
     assert not check(value).genuine
 
 
+@settings(deadline=None)
 @given(JSON, st.sampled_from(["report", "certificates", "crl"]))
 def test_no_part_raises(value: Any, part: str) -> None:
     assert not check({**BOUND, part: value}).genuine
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=REPORT_BYTES), st.integers(0, 7), st.binary(max_size=64))
 def test_no_bytes_raise(start: bytes, version: int, certificate: bytes) -> None:
     report = (bytes((version, 0, 0, 0)) + start).ljust(REPORT_BYTES, b"\xa5")[:REPORT_BYTES]

@@ -37,14 +37,14 @@ class ScriptedFacilitator:
         self.settles = settle
         self.settlements: list[Authorization] = []
 
-    async def verify(self, authorization: Authorization) -> VerifyResult:  # noqa: ARG002
+    async def verify(self, authorization: Authorization) -> VerifyResult:
         raise AssertionError("reconciling never verifies")
 
     async def settle(self, authorization: Authorization) -> SettleResult:
         self.settlements.append(authorization)
         return self.settles
 
-    async def outcome(self, authorization: Authorization) -> Outcome:  # noqa: ARG002
+    async def outcome(self, authorization: Authorization) -> Outcome:
         return self.says
 
     async def ready(self) -> list[str]:
