@@ -119,7 +119,7 @@ class StubBackend:
         count = sum(len(message.content.split()) for message in messages)
         return TokenCount(count, count)
 
-    async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:  # noqa: ARG002
+    async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:
         self.completions += 1
         self.working.set()
         if self.hold is not None:

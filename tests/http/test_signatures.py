@@ -112,7 +112,7 @@ async def test_a_signature_covers_the_advice_to_come_back(ledger_path: Path) -> 
 class Fault(Summarizer):
     """A resource that breaks in the middle of its work, with the document in its hands."""
 
-    async def plan(self, document: str, options: SummaryOptions) -> SummaryPlan:  # noqa: ARG002
+    async def plan(self, document: str, options: SummaryOptions) -> SummaryPlan:
         raise RuntimeError(f"cannot think about {document}")
 
 
