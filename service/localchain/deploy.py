@@ -29,7 +29,9 @@ _GAS_PRICE: Final = Web3.to_wei(10, "gwei")  # above any base fee that a chain w
 _DEPLOY_GAS: Final = 6_000_000
 _GAS_MONEY: Final = 10**20  # 100 ether in wei: more than a development run can burn
 _ARTIFACTS: Final = Path(__file__).parent / "artifacts"
-_TIMEOUT: Final = 10.0
+_TIMEOUT: Final = 30.0
+_GAS_MARGIN: Final = 125
+"""Percent of the estimate that is sent along."""
 
 
 class DeployError(RuntimeError):
@@ -131,7 +133,11 @@ class Deployer:
         }
         if gas is not None:
             params["gas"] = gas
-        signed = self.account.sign_transaction(cast(dict[str, Any], call.build_transaction(params)))
+        transaction = cast(dict[str, Any], call.build_transaction(params))
+        if gas is None:
+            # The block that it lands in has another time than the one of the estimate, and storing that may cost more.
+            transaction["gas"] = transaction["gas"] * _GAS_MARGIN // 100
+        signed = self.account.sign_transaction(transaction)
         sent = self.w3.eth.send_raw_transaction(signed.raw_transaction)
         receipt = self.w3.eth.wait_for_transaction_receipt(sent, timeout=_TIMEOUT, poll_latency=0.02)
         if receipt["status"] != 1:
