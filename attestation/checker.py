@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import httpx
 
@@ -24,6 +24,9 @@ from attestation.purchase import Payment
 from attestation.tls import peer_certificate, pinned_context, spki_sha256, unauthenticated_context
 from attestation.verdict import Verdict
 from attestation.verifier import NO_TLS, Verifier
+
+KEYSET_HEADER: Final = "x-aci-keyset-digest"
+"""Names the keyset that a response is signed under (aci/1 section 5.2)."""
 
 
 class ChainSource(Protocol):
@@ -103,6 +106,9 @@ class ServiceChecker(AsyncCloseable):
         certificates: list[bytes | None] = []
         attestation = await self._get(url.join(f"{report.PATH}?nonce={nonce}"), asking, certificates)
         manifest = await self._get(url.join(manifests.PATH), asking, certificates)
+        if manifest.headers.get(KEYSET_HEADER) != attestation.headers.get(KEYSET_HEADER):
+            # The keys were replaced between the two answers.
+            attestation = await self._get(url.join(f"{report.PATH}?nonce={nonce}"), asking, certificates)
         channel, transport = self._channel(url, attestation, certificates, asking)
         verifier = await self.verifier(attestation, channel)
         verdict = verifier.verify_service(attestation, manifest, nonce=nonce)
@@ -121,7 +127,7 @@ class ServiceChecker(AsyncCloseable):
         certificate = certificates[0]
         if url.scheme != "https" or certificate is None:
             return NO_TLS, asking
-        if certificates[1] != certificate:
+        if any(other != certificate for other in certificates):
             raise ServiceError(f"{url.host} answered with two different certificates")
         seen = spki_sha256(certificate)
         if seen in _listed_keys(attestation):

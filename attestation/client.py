@@ -25,7 +25,7 @@ from x402.schemas import PaymentPayload, PaymentRequired
 
 from attestation import purchase as purchases
 from attestation.bundle import PAYMENT_HEADER, Bundle
-from attestation.checker import Attested, ChainSource, ServiceChecker, problem_text, unix_now
+from attestation.checker import KEYSET_HEADER, Attested, ChainSource, ServiceChecker, problem_text, unix_now
 from attestation.encoding import as_object, b64url_bytes, parse_json
 from attestation.errors import ServiceError, TollsealError
 from attestation.http_signature import Exchange
@@ -106,6 +106,11 @@ class PayingTransport(httpx.AsyncBaseTransport):
         await request.aread()
         service = await self.establish(request.url)
         terms = await self._checker.send(request, service.transport)
+        if terms.status == 402 and terms.headers.get(KEYSET_HEADER) != service.keyset_digest:
+            # Its keys were replaced since it was attested: the present ones prove themselves, and say their terms.
+            now = await self._again(request.url, service)
+            if now is not service:
+                service, terms = now, await self._checker.send(_unpaid(request), now.transport)
         if terms.status != 402:
             return _response(terms, request)
         verifier = await self._checker.verifier(service.attestation, service.channel)
@@ -187,7 +192,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
                 broken = True
             else:
                 if answer.status == 200:
-                    if answer.headers.get("x-aci-keyset-digest") != service.keyset_digest:
+                    if answer.headers.get(KEYSET_HEADER) != service.keyset_digest:
                         service = await self._again(request.url, service)
                     return answer, service
                 problem = problem_text(answer.status, answer.body)

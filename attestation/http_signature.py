@@ -166,8 +166,8 @@ def required_components(url: str, headers: Mapping[str, str]) -> tuple[str, ...]
     return ('"@status"', *request, '"content-digest"', *(f'"{name}"' for name in COVERED_FIELDS if name in headers))
 
 
-def key_directory(key: PublicKey) -> dict[str, Any]:
-    """The JSON Web Key Set served at `DIRECTORY_PATH` (RFC 8037 section 2 for the key's form)."""
+def key_directory(*keys: PublicKey) -> dict[str, Any]:
+    """The JSON Web Key Set served at `DIRECTORY_PATH` (RFC 8037 section 2 for the form of a key)."""
     return {
         "keys": [
             {
@@ -178,6 +178,7 @@ def key_directory(key: PublicKey) -> dict[str, Any]:
                 "alg": "EdDSA",
                 "x": encoding.b64url(bytes.fromhex(key.public_key)),
             }
+            for key in keys
         ],
         "purpose": TAG,
     }

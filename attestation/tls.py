@@ -19,6 +19,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from attestation.digest import sha256_hex
 
 _CLOCK_SKEW: Final = datetime.timedelta(hours=1)
+_NO_END: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+"""No end of its own (RFC 5280 section 4.1.2.5): the key outlives keysets, and each of these bounds the trust in it."""
 
 
 def spki_sha256(certificate: bytes) -> str:
@@ -31,14 +33,13 @@ def spki_sha256(certificate: bytes) -> str:
     return sha256_hex(key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo))
 
 
-def make_certificate(key: ec.EllipticCurvePrivateKey, *, host: str, now: int, not_after: int) -> bytes:
+def make_certificate(key: ec.EllipticCurvePrivateKey, *, host: str, now: int) -> bytes:
     """A self-signed server certificate in DER.
 
     Args:
         key: a P-256 key of the enclave.
         host: DNS name or IP address that clients connect to.
         now: unix seconds.
-        not_after: unix seconds; the keyset's own end.
     """
     try:
         name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
@@ -46,7 +47,6 @@ def make_certificate(key: ec.EllipticCurvePrivateKey, *, host: str, now: int, no
         name = x509.DNSName(host)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "enclave")])
     start = datetime.datetime.fromtimestamp(now, tz=datetime.UTC) - _CLOCK_SKEW
-    end = datetime.datetime.fromtimestamp(not_after, tz=datetime.UTC)
     usage = x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -65,7 +65,7 @@ def make_certificate(key: ec.EllipticCurvePrivateKey, *, host: str, now: int, no
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
-        .not_valid_after(end)
+        .not_valid_after(_NO_END)
         .add_extension(x509.SubjectAlternativeName([name]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(usage, critical=True)

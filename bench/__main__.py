@@ -17,7 +17,10 @@ from fastapi import FastAPI
 
 from attestation.enclave.keyring import KeyRing
 from attestation.http_signature import Exchange, sign_response, verify_response
-from attestation.keyset import ALGO_HTTP
+from attestation.keyset import ALGO_HTTP, build_keyset
+from attestation.onchain import AgentReference
+from service.boot import unix_now
+from service.credentials import Credentials, Identity, Keyholder
 from service.http.signing import SigningMiddleware
 
 ROUNDS: Final = 7
@@ -33,9 +36,10 @@ async def main() -> None:
         return {"status": "ok"}
 
     keys = KeyRing.generate()
-    signed = SigningMiddleware(
-        bare, signer=keys, keyset_digest="sha256:" + "0" * 64, public_origin=None, clock=lambda: int(time.time())
-    )
+    keyset = build_keyset(subject=None, not_after=1 << 40, keys=keys.public_keys())
+    identity = Identity(keyset, "sha256:" + "0" * 64, AgentReference(1, "0x" + "0" * 40, 0))
+    keyholder = Keyholder(Credentials(keys, identity, "tee.key.bench"), margin_seconds=0, clock=unix_now)
+    signed = SigningMiddleware(bare, keyholder=keyholder, public_origin=None, clock=unix_now)
     rounds: dict[str, list[float]] = {"peer": [], "ours": []}
     for _ in range(ROUNDS):
         for name, app in (("peer", bare), ("ours", signed)):

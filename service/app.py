@@ -10,8 +10,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from attestation.enclave import Enclave
-from attestation.enclave.keyring import KeyRing
-from service.call import Identity, PaidCalls
+from service.call import PaidCalls
+from service.credentials import Identity, Keyholder
 from service.http import aci, health, problems, summarize, well_known
 from service.http.signing import SigningMiddleware
 from service.inference.admission import Admission
@@ -19,6 +19,7 @@ from service.inference.backend import Backend
 from service.inference.summary import Summarizer
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
+from service.rotation import Rotation
 from service.settings import Settings
 
 EXPOSED_HEADERS: Final = (
@@ -42,11 +43,10 @@ class Service:
 
     settings: Settings
     enclave: Enclave
-    keys: KeyRing
-    identity: Identity
+    keyholder: Keyholder
+    rotation: Rotation
     manifest: Mapping[str, Any]
     registration: Mapping[str, Any]
-    key_slot: str
     backend: Backend
     summarizer: Summarizer
     admission: Admission
@@ -56,6 +56,11 @@ class Service:
     tls: ssl.SSLContext | None
     """Serves HTTPS with the enclave's key; None where a proxy ends TLS."""
     clock: Callable[[], int]
+
+    @property
+    def identity(self) -> Identity:
+        """Who answers now."""
+        return self.keyholder.current.identity
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -80,8 +85,7 @@ def create_app(service: Service) -> ASGIApp:
     )
     return SigningMiddleware(
         app,
-        signer=service.keys,
-        keyset_digest=service.identity.keyset.digest,
+        keyholder=service.keyholder,
         public_origin=service.settings.public_url,
         clock=service.clock,
     )

@@ -3,11 +3,12 @@
 Anything that is not as it must be ends the start with a sentence that says what and why. Nothing is sold by halves.
 """
 
+import asyncio
 import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -16,20 +17,21 @@ from eth_account.signers.local import LocalAccount
 
 from attestation.enclave import Enclave, open_enclave
 from attestation.enclave.keyring import KeyRing
-from attestation.errors import EnclaveError, TollsealError
+from attestation.errors import EnclaveError, MalformedError, TollsealError
 from attestation.keyset import Keyset, build_keyset
 from attestation.manifest import check_pinned, manifest_digest
 from attestation.onchain import AgentReference
 from attestation.registry.erc8004 import IdentityReader
-from attestation.registry.publication import Desired, Publication, ensure_agent, publish
-from attestation.registry.records import KeyRecord, key_name
+from attestation.registry.publication import Desired, Publication, ensure_agent, publish, publish_key
+from attestation.registry.records import SECOND_SLOT, KeyRecord, key_name, parse_key
 from attestation.registry.registration import AgentReference as RegistrationEntry
 from attestation.registry.registration import Description, build_registration
 from attestation.registry.registration import Service as RegistrationService
 from attestation.registry.writer import IdentityWriter
 from service.app import Service
 from service.build import compute_manifest
-from service.call import Identity, PaidCalls
+from service.call import PaidCalls
+from service.credentials import Credentials, Identity, Keyholder, expiry_margin
 from service.inference.admission import Admission
 from service.inference.backends import BackendOptions, open_backend
 from service.inference.summary import Summarizer
@@ -40,6 +42,7 @@ from service.payment.local import LocalFacilitator
 from service.payment.networks import is_mainnet_network
 from service.payment.reconcile import reconcile
 from service.payment.remote import RemoteFacilitator
+from service.rotation import PublishKey, Rotation, rotation_lead
 from service.settings import Settings
 
 REGISTRATION_PATH: Final = "/.well-known/agent-registration.json"
@@ -107,33 +110,46 @@ async def boot(
         stack.push_async_callback(ledger.close)
 
         keys = KeyRing.generate()
+        stack.callback(keys.forget)
         report("registering the agent")
-        not_after = clock() + settings.keyset_lifetime_seconds
-        tls = _tls(settings, keys, now=clock(), not_after=not_after)
+        tls = _tls(settings, keys, now=clock())
         tls_keys = () if tls is None else (tls[0],)
-        agent, keyset = await _register(settings, operator, keys, tls_keys, digest, not_after)
+        agent, keyset = await _register(settings, operator, keys, tls_keys, digest, now=clock())
         report(f"agent {agent}")
 
         await reconcile(ledger, facilitator, clock())
         await ledger.prune(now=clock())
         identity = Identity(keyset=keyset, manifest_digest=digest, agent=agent)
+        lifetime = settings.keyset_lifetime_seconds
+        keyholder = Keyholder(
+            Credentials(keys, identity, key_name(settings.replica)),
+            margin_seconds=expiry_margin(lifetime),
+            clock=clock,
+        )
+        stack.callback(keyholder.forget)
+        rotation = Rotation(
+            keyholder,
+            _key_publisher(settings, operator, agent, facilitator),
+            replica=settings.replica,
+            lifetime_seconds=lifetime,
+            lead_seconds=rotation_lead(lifetime, settings.payment_timeout_seconds),
+            clock=clock,
+        )
         calls = PaidCalls(
             ledger=ledger,
             facilitator=facilitator,
-            keys=keys,
-            identity=identity,
             clock=clock,
             window_seconds=min(SETTLEMENT_SECONDS, settings.payment_timeout_seconds // 2),
         )
         stack.push_async_callback(calls.drain)
+        await stack.enter_async_context(_running(rotation))
         yield Service(
             settings=settings,
             enclave=enclave,
-            keys=keys,
-            identity=identity,
+            keyholder=keyholder,
+            rotation=rotation,
             manifest=manifest,
             registration=registration_file(settings, agent, hardware_attested=enclave.is_hardware),
-            key_slot=key_name(settings.replica),
             backend=backend,
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
@@ -177,14 +193,12 @@ async def _register(
     keys: KeyRing,
     tls_keys: tuple[str, ...],
     digest: str,
-    not_after: int,
+    *,
+    now: int,
 ) -> tuple[AgentReference, Keyset]:
     """Finds or mints the agent, makes the keyset that names it, and publishes both records."""
     uri = settings.origin + REGISTRATION_PATH
-    reader = IdentityReader(
-        settings.registry_rpc_url or settings.rpc_url, settings.registry_chain_id, settings.registry_address
-    )
-    async with reader:
+    async with _registry(settings) as reader:
         writer = IdentityWriter(reader, operator)
         found: Publication = await ensure_agent(
             writer, agent_uri=uri, owner=settings.agent_owner, agent_id=settings.agent_id, mint=settings.mint_agent
@@ -192,20 +206,62 @@ async def _register(
         agent = AgentReference(settings.registry_chain_id, reader.address, found.agent_id)
         keyset = build_keyset(
             subject=str(agent),
-            not_after=not_after,
+            not_after=now + settings.keyset_lifetime_seconds,
             keys=keys.public_keys(),
             tls_spki_sha256=tls_keys,
         )
         record = KeyRecord(payment_key=keys.payment_address, keyset_digest=keyset.digest, expires_at=keyset.not_after)
         await publish(writer, agent.agent_id, Desired(uri, digest, settings.replica, record))
+        second = settings.replica + SECOND_SLOT
+        if _may_be_believed(await reader.get_metadata(agent.agent_id, key_name(second)), now):
+            # Of a process that has ended: a restart leaves no other key listed than the one it starts with.
+            await publish_key(writer, agent.agent_id, second, record)
     return agent, keyset
 
 
-def _tls(settings: Settings, keys: KeyRing, *, now: int, not_after: int) -> tuple[str, ssl.SSLContext] | None:
+def _may_be_believed(record: bytes, now: int) -> bool:
+    try:
+        return parse_key(record).expires_at > now
+    except MalformedError:
+        return False
+
+
+def _registry(settings: Settings) -> IdentityReader:
+    return IdentityReader(
+        settings.registry_rpc_url or settings.rpc_url, settings.registry_chain_id, settings.registry_address
+    )
+
+
+def _key_publisher(
+    settings: Settings, operator: LocalAccount, agent: AgentReference, facilitator: Facilitator
+) -> PublishKey:
+    """Publishes keys of a running service, whose facilitator may send from the same account at the same time."""
+    one_chain = settings.network == settings.registry_network
+    alone = facilitator.exclusive if isinstance(facilitator, LocalFacilitator) and one_chain else nullcontext
+
+    async def publish_(slot: str, record: KeyRecord) -> None:
+        async with alone(), _registry(settings) as reader:
+            await publish_key(IdentityWriter(reader, operator), agent.agent_id, slot, record)
+
+    return publish_
+
+
+@asynccontextmanager
+async def _running(rotation: Rotation) -> AsyncIterator[None]:
+    task = asyncio.create_task(rotation.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _tls(settings: Settings, keys: KeyRing, *, now: int) -> tuple[str, ssl.SSLContext] | None:
     """The TLS key's hash and what serves with it, when TLS ends in the enclave."""
     if settings.tls == "none":
         return None
-    return keys.tls_server(host=urlsplit(settings.origin).hostname or settings.host, now=now, not_after=not_after)
+    return keys.tls_server(host=urlsplit(settings.origin).hostname or settings.host, now=now)
 
 
 def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:

@@ -22,11 +22,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from attestation.digest import digest, jcs_digest
-from attestation.enclave.keyring import KeyRing
 from attestation.encoding import b64, b64_bytes
 from attestation.errors import EnclaveError
-from attestation.keyset import Keyset
-from attestation.onchain import AgentReference
 from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
 from attestation.receipt import (
     AGENT_IDENTIFIED,
@@ -38,6 +35,7 @@ from attestation.receipt import (
     RESPONSE_RETURNED,
     sign_receipt,
 )
+from service.credentials import Credentials
 from service.payment.authorization import (
     Authorization,
     PaymentKey,
@@ -124,15 +122,8 @@ class PaidAnswer:
     receipt: Mapping[str, Any]
     payment_response: str
     """Value of the PAYMENT-RESPONSE header, with the signed x402 receipt in it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What every receipt says about who answered."""
-
-    keyset: Keyset
-    manifest_digest: str
-    agent: AgentReference
+    credentials: Credentials
+    """Under which the proofs are, and the response has to be signed."""
 
 
 Produce = Callable[[], Awaitable[Produced]]
@@ -144,8 +135,6 @@ class PaidCalls:
     Args:
         ledger: remembers payments.
         facilitator: checks and executes them.
-        keys: sign receipts and seal stored answers.
-        identity: goes into every receipt.
         clock: unix seconds.
         window_seconds: how long an authorization must stay valid for its answer to be made and settled.
     """
@@ -155,26 +144,25 @@ class PaidCalls:
         *,
         ledger: Ledger,
         facilitator: Facilitator,
-        keys: KeyRing,
-        identity: Identity,
         clock: Callable[[], int],
         window_seconds: int,
     ) -> None:
         self._ledger = ledger
         self._facilitator = facilitator
-        self._keys = keys
-        self._identity = identity
         self._clock = clock
         self._window = window_seconds
         self._running: dict[PaymentKey, tuple[str, Authorization, asyncio.Task[PaidAnswer]]] = {}
 
-    async def run(self, request: Request, authorization: Authorization, produce: Produce) -> PaidAnswer:
+    async def run(
+        self, request: Request, authorization: Authorization, produce: Produce, credentials: Credentials
+    ) -> PaidAnswer:
         """The answer to a paid request.
 
         Args:
             request: what is bought.
             authorization: matched with the terms of exactly this request; not yet verified.
             produce: makes the answer; called at most once, and only after the payment has been verified and reserved.
+            credentials: sign the proofs of the answer, unless a call with the same payment is running already.
 
         Raises:
             PaymentRefusedError: nothing was charged.
@@ -189,7 +177,7 @@ class PaidCalls:
             if digest_ != request.digest or presented != authorization:
                 raise PaymentConflictError("this payment is being used for another request")
         else:
-            task = asyncio.create_task(self._run(request, authorization, produce))
+            task = asyncio.create_task(self._run(request, authorization, produce, credentials))
             self._running[authorization.key] = (request.digest, authorization, task)
             task.add_done_callback(lambda _: self._running.pop(authorization.key, None))
             task.add_done_callback(_retrieve)
@@ -206,14 +194,16 @@ class PaidCalls:
         while self._running:
             await asyncio.wait([task for *_, task in self._running.values()])
 
-    async def _run(self, request: Request, authorization: Authorization, produce: Produce) -> PaidAnswer:
+    async def _run(
+        self, request: Request, authorization: Authorization, produce: Produce, credentials: Credentials
+    ) -> PaidAnswer:
         row = await self._ledger.find(authorization.key)
         if row is None or row.state is State.RELEASED:
             row = await self._reserve(request, authorization)
         if row.request_digest != request.digest or row.authorization != authorization:
             raise PaymentConflictError("this payment was used for another request")
         if row.state is State.RESERVED:
-            row = await self._serve(row, request, produce)
+            row = await self._serve(row, request, produce, credentials)
         if row.state in (State.SETTLING, State.UNKNOWN):
             row = await self._ask_chain(row)
         if row.state is State.SERVED:
@@ -222,7 +212,7 @@ class PaidCalls:
             raise PaymentRefusedError(row.reason or "the payment was not executed")
         if row.state is not State.SETTLED:
             raise ComeBackError("it is not known yet whether the payment was executed; send the same one again")
-        return await self._deliver(row, request, produce)
+        return await self._deliver(row, request, produce, credentials)
 
     async def _reserve(self, request: Request, authorization: Authorization) -> Row:
         try:
@@ -245,17 +235,17 @@ class PaidCalls:
             case reserved:
                 return reserved.row
 
-    async def _serve(self, row: Row, request: Request, produce: Produce) -> Row:
+    async def _serve(self, row: Row, request: Request, produce: Produce, credentials: Credentials) -> Row:
         try:
             produced = await produce()
-            result = self._stored(request, produced)
+            result = self._stored(request, produced, credentials)
             # A signer that does not work is found out here, while nothing has been paid.
-            self._answer(row, request, result, transaction="0x" + "00" * 32, settled_at=self._clock())
-            self._keys.sign_http(TRIAL)
+            _answer(row, request, result, credentials, transaction="0x" + "00" * 32, settled_at=self._clock())
+            credentials.keys.sign_http(TRIAL)
         except BaseException as error:
             await asyncio.shield(self._ledger.release(row, reason=type(error).__name__, now=self._clock()))
             raise
-        sealed = self._seal(row, result)
+        sealed = _seal(credentials, row, result)
         return _moved(await self._ledger.serve(row, result=sealed, now=self._clock(), receipt_id=result["receipt_id"]))
 
     async def _ask_chain(self, row: Row) -> Row:
@@ -273,37 +263,37 @@ class PaidCalls:
             case Unused() | Unavailable():
                 return row
 
-    async def _deliver(self, row: Row, request: Request, produce: Produce) -> PaidAnswer:
-        result = self._unseal(row)
+    async def _deliver(self, row: Row, request: Request, produce: Produce, credentials: Credentials) -> PaidAnswer:
+        result = _unseal(credentials, row)
         if result is None:
             # Paid before a restart: the keys that could read the stored answer are gone, and the buyer is owed one.
             try:
-                result = self._stored(request, await produce())
+                result = self._stored(request, await produce(), credentials)
             except Exception as error:
                 _log.warning("an answer that is owed could not be made: %s", type(error).__name__)
                 raise ComeBackError(
                     "the payment was made and the answer to it is owed, but it cannot be had now; "
                     "send the same request with the same payment again"
                 ) from error
-            sealed = self._seal(row, result)
+            sealed = _seal(credentials, row, result)
             replaced = await self._ledger.replace_result(
                 row, result=sealed, now=self._clock(), receipt_id=result["receipt_id"]
             )
             row = _moved(replaced)
-            result = self._unseal(row) or result
-        answer = self._answer(row, request, result, transaction=row.transaction or "", settled_at=row.updated)
+            result = _unseal(credentials, row) or result
+        answer = _answer(row, request, result, credentials, transaction=row.transaction or "", settled_at=row.updated)
         await self._ledger.put_receipt(
-            receipt_id=result["receipt_id"],
+            receipt_id=answer.receipt["receipt_id"],
             chat_id=result["answer_id"],
             receipt=json.dumps(answer.receipt),
             now=self._clock(),
         )
         return answer
 
-    def _stored(self, request: Request, produced: Produced) -> dict[str, Any]:
+    def _stored(self, request: Request, produced: Produced, credentials: Credentials) -> dict[str, Any]:
         """Everything about an answer but its payment: from this and the transaction, receipt and body follow."""
         forwarded = [{"type": REQUEST_FORWARDED, "body_hash": hash_} for hash_ in produced.forwarded]
-        agent = self._identity.agent
+        agent = credentials.identity.agent
         return {
             "answer_id": produced.answer_id,
             "receipt_id": f"rcpt-{secrets.token_hex(16)}",
@@ -313,74 +303,93 @@ class PaidCalls:
             "before_payment": [
                 {"type": REQUEST_RECEIVED, "body_hash": digest(request.body)},
                 {"type": AGENT_IDENTIFIED, "agent_registry": agent.registry_id, "agent_id": agent.agent_id},
-                {"type": BUILD_IDENTIFIED, "manifest_digest": self._identity.manifest_digest},
+                {"type": BUILD_IDENTIFIED, "manifest_digest": credentials.identity.manifest_digest},
                 *forwarded,
                 {"type": INFERENCE_COMPLETED, **produced.completed},
             ],
             "resource_url": request.resource_url,
+            "keyset": credentials.identity.keyset.digest,
         }
 
-    def _answer(
-        self, row: Row, request: Request, result: Mapping[str, Any], *, transaction: str, settled_at: int
-    ) -> PaidAnswer:
-        body = b64_bytes(result["body"], "stored answer")
-        paid = row.authorization
-        receipt = sign_receipt(
-            receipt_id=result["receipt_id"],
-            chat_id=result["answer_id"],
-            model=result["model"],
-            keyset_digest=self._identity.keyset.digest,
-            endpoint=request.endpoint,
-            method=request.method,
-            served_at=result["served_at"],
-            events=[
-                *result["before_payment"],
-                {
-                    "type": PAYMENT_SETTLED,
-                    "scheme": paid.scheme,
-                    "network": paid.network,
-                    "asset": paid.asset,
-                    "pay_to": paid.pay_to,
-                    "payer": paid.payer,
-                    "amount": str(paid.amount),
-                    "nonce": paid.nonce,
-                    "transaction": transaction,
-                },
-                {"type": RESPONSE_RETURNED, "body_hash": digest(body), "complete": True},
-            ],
-            signer=self._keys,
-        )
-        proof = sign_payment_receipt(
-            PaymentReceipt(
-                network=paid.network,
-                resource_url=result["resource_url"],
-                payer=paid.payer,
-                issued_at=settled_at,
-                transaction=transaction,
-            ),
-            self._keys,
-        )
-        settlement = payment_response(
-            transaction=transaction,
+
+def _answer(
+    row: Row,
+    request: Request,
+    result: Mapping[str, Any],
+    credentials: Credentials,
+    *,
+    transaction: str,
+    settled_at: int,
+) -> PaidAnswer:
+    body = b64_bytes(result["body"], "stored answer")
+    paid = row.authorization
+    receipt = sign_receipt(
+        receipt_id=_receipt_id(result, credentials),
+        chat_id=result["answer_id"],
+        model=result["model"],
+        keyset_digest=credentials.identity.keyset.digest,
+        endpoint=request.endpoint,
+        method=request.method,
+        served_at=result["served_at"],
+        events=[
+            *result["before_payment"],
+            {
+                "type": PAYMENT_SETTLED,
+                "scheme": paid.scheme,
+                "network": paid.network,
+                "asset": paid.asset,
+                "pay_to": paid.pay_to,
+                "payer": paid.payer,
+                "amount": str(paid.amount),
+                "nonce": paid.nonce,
+                "transaction": transaction,
+            },
+            {"type": RESPONSE_RETURNED, "body_hash": digest(body), "complete": True},
+        ],
+        signer=credentials.keys,
+    )
+    proof = sign_payment_receipt(
+        PaymentReceipt(
             network=paid.network,
+            resource_url=result["resource_url"],
             payer=paid.payer,
-            amount=paid.amount,
-            extensions={EXTENSION: {"info": {"receipt": proof}}},
-        )
-        return PaidAnswer(body=body, receipt=receipt, payment_response=payment_response_header(settlement))
+            issued_at=settled_at,
+            transaction=transaction,
+        ),
+        credentials.keys,
+    )
+    settlement = payment_response(
+        transaction=transaction,
+        network=paid.network,
+        payer=paid.payer,
+        amount=paid.amount,
+        extensions={EXTENSION: {"info": {"receipt": proof}}},
+    )
+    return PaidAnswer(
+        body=body, receipt=receipt, payment_response=payment_response_header(settlement), credentials=credentials
+    )
 
-    def _seal(self, row: Row, result: Mapping[str, Any]) -> bytes:
-        return self._keys.seal(json.dumps(result).encode(), context=_context(row))
 
-    def _unseal(self, row: Row) -> dict[str, Any] | None:
-        if row.result is None:
-            return None
-        try:
-            stored = self._keys.unseal(row.result, context=_context(row))
-        except EnclaveError:
-            return None
-        result: dict[str, Any] = json.loads(stored)
-        return result
+def _receipt_id(result: Mapping[str, Any], credentials: Credentials) -> str:
+    """A receipt never changes, so an answer that is fetched under later keys has another one, with an id of its own."""
+    first: str = result["receipt_id"]
+    keyset = credentials.identity.keyset.digest
+    return first if keyset == result["keyset"] else f"{first}-{keyset.removeprefix('sha256:')[:16]}"
+
+
+def _seal(credentials: Credentials, row: Row, result: Mapping[str, Any]) -> bytes:
+    return credentials.keys.seal(json.dumps(result).encode(), context=_context(row))
+
+
+def _unseal(credentials: Credentials, row: Row) -> dict[str, Any] | None:
+    if row.result is None:
+        return None
+    try:
+        stored = credentials.keys.unseal(row.result, context=_context(row))
+    except EnclaveError:
+        return None
+    result: dict[str, Any] = json.loads(stored)
+    return result
 
 
 def _context(row: Row) -> bytes:

@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from attestation.registry.canonical import registries
+from attestation.registry.records import SECOND_SLOT
 from service.payment.networks import BASE_SEPOLIA
 from service.pricing import Asset, Payee, PriceRule, prices_for
 
@@ -78,7 +79,7 @@ class Settings(BaseSettings):
     """Register a new agent when the owner has none."""
     agent_name: str = "Tollseal summaries"
     agent_description: str = "Summaries of documents, paid by the call with x402. Every answer carries a receipt."
-    replica: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$")] = "main"
+    replica: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?$")] = "main"
     keyset_lifetime_seconds: Annotated[int, Field(ge=600, le=31 * 86_400)] = 7 * 86_400
 
     # Which build it is
@@ -93,6 +94,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
+        if self.replica.endswith(SECOND_SLOT):
+            raise ValueError(f"replica must not end in {SECOND_SLOT}: such names stand for a replica's second slot")
         # Building them checks them: a price that the asset cannot express is refused here, not at the first sale.
         _ = self.registry_address
         prices_for(self.price_rule, [self.payee], input_tokens=0, max_timeout_seconds=self.payment_timeout_seconds)

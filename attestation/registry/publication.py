@@ -8,6 +8,7 @@ The operator (the writer's account) pays; the agent belongs to the owner. When t
 called setApprovalForAll for the operator: that is checked before anything is minted.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attestation.encoding import address as parse_address
@@ -129,10 +130,21 @@ async def publish(writer: IdentityWriter, agent_id: int, desired: Desired) -> Pu
     sent: list[Sent] = []
     if await writer.reader.token_uri(agent_id) != desired.agent_uri:
         sent.append(await writer.set_agent_uri(agent_id, desired.agent_uri))
-    for key, value in records.items():
-        there = await writer.reader.metadata(agent_id, key)
-        if there.stale or there.value != value:
-            sent.append(await writer.set_metadata(agent_id, key, value))
+    sent.extend(await _write(writer, agent_id, records))
+    return _publication(agent_id, sent, minted=False)
+
+
+async def publish_key(writer: IdentityWriter, agent_id: int, slot: str, key: KeyRecord) -> Publication:
+    """Makes one slot (`slot` follows ``tee.key.``) hold this key, and touches nothing else.
+
+    A running service whose keys change has no say about the agent's URI and manifest: another replica, of a newer
+    build, may have changed them since.
+
+    Raises:
+        MalformedError: `slot` or a field of `key` cannot be encoded.
+        RegistryError: see `IdentityWriter`.
+    """
+    sent = await _write(writer, agent_id, {key_name(slot): encode_key(key)})
     return _publication(agent_id, sent, minted=False)
 
 
@@ -154,6 +166,15 @@ async def published(reader: IdentityReader, agent_id: int, replica: str) -> Publ
         key=parse_key(key.value) if key.value else None,
         key_stale=key.stale,
     )
+
+
+async def _write(writer: IdentityWriter, agent_id: int, records: Mapping[str, bytes]) -> list[Sent]:
+    sent: list[Sent] = []
+    for key, value in records.items():
+        there = await writer.reader.metadata(agent_id, key)
+        if there.stale or there.value != value:
+            sent.append(await writer.set_metadata(agent_id, key, value))
+    return sent
 
 
 async def _find(writer: IdentityWriter, owner: str, agent_uri: str) -> int | None:

@@ -3,6 +3,8 @@
 tee.manifest          32 bytes   sha256 of the build manifest
 tee.key.<replica>     61 bytes   version 1 (1) | payment key address (20) | keyset digest (32) | expiry, unix
                                  seconds, big-endian (8)
+tee.key.<replica>-2              the same: a replica's keysets use its two slots in turn, so that the record of one
+                                 stays when the next is published
 """
 
 import re
@@ -14,6 +16,8 @@ from attestation.errors import MalformedError
 
 MANIFEST_KEY: Final = "tee.manifest"
 KEY_PREFIX: Final = "tee.key."
+SECOND_SLOT: Final = "--2"
+"""Ends the name of a replica's second slot; no replica's own name ends like this."""
 
 MANIFEST_SIZE: Final = 32
 KEY_RECORD_SIZE: Final = 61

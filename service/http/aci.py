@@ -11,7 +11,7 @@ from attestation.errors import EnclaveError, MalformedError
 from attestation.keyset import check_nonce, report_data, report_data_slot
 from attestation.report import SERVING_DIRECT, build_report
 from service.http.problems import Problem, unavailable
-from service.http.state import service_of
+from service.http.state import answer_under, service_of
 from service.payment.ledger import LedgerUnavailableError
 
 router = APIRouter(prefix="/v1/aci", tags=["attestation"])
@@ -30,7 +30,10 @@ async def attestation(
             check_nonce(nonce)
     except MalformedError as error:
         raise Problem(400, "malformed-nonce", "Malformed nonce", str(error), field="nonce") from error
-    keyset = service.identity.keyset
+    # The keys may be replaced while evidence is gathered; the report and its signature stay under these.
+    credentials = service.keyholder.current
+    answer_under(request, credentials)
+    keyset = credentials.identity.keyset
     slot = report_data_slot(report_data(keyset.digest, nonce))
     try:
         evidence = await service.enclave.evidence(slot, now=service.clock())
@@ -50,8 +53,8 @@ async def attestation(
         },
         serving=SERVING_DIRECT,
         agent_registration={
-            "agent": str(service.identity.agent),
-            "key_slot": service.key_slot,
+            "agent": str(credentials.identity.agent),
+            "key_slot": credentials.key_slot,
             "registered": True,
         },
     )

@@ -1,6 +1,6 @@
 """Liveness and readiness. `healthz` says that the process answers, `readyz` that the next paid call would work."""
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from service.app import Service
 
 router = APIRouter(tags=["health"])
-
-EXPIRY_MARGIN_SECONDS: Final = 300
-"""A keyset that ends sooner than this cannot be sold under: the buyer would have no time to check the answer."""
 
 
 @router.get("/healthz")
@@ -51,7 +48,8 @@ async def unreadiness(service: "Service") -> list[str]:
 
 def expiry(service: "Service") -> list[str]:
     """Why nothing may be sold under the present keys any more."""
-    left = service.identity.keyset.not_after - service.clock()
-    if left >= EXPIRY_MARGIN_SECONDS:
+    current = service.keyholder.current
+    if service.keyholder.may_sell(current):
         return []
-    return [f"the keyset expires in {left} s; restart the service to get a new one"]
+    left = current.identity.keyset.not_after - service.clock()
+    return [f"the keyset expires in {left} s, and could not be replaced so far"]

@@ -23,9 +23,11 @@ from service.call import (
     Produce,
     Request,
 )
+from service.credentials import Credentials
 from service.http.health import expiry, unreadiness
 from service.http.problems import Problem, unavailable
 from service.http.signing import request_url
+from service.http.state import answer_under
 from service.inference.admission import Saturated
 from service.inference.backend import BackendError
 from service.payment.authorization import (
@@ -81,22 +83,28 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
     url = request_url(http.scope, service.settings.public_url).partition("?")[0]
     terms = _Terms(service, Resource(url=url, description=sale.description), sale.input_tokens)
     header = http.headers.get(PAYMENT_SIGNATURE_HEADER)
+    request = Request(endpoint=http.url.path, method=http.method, body=sale.body, resource_url=url)
     if header is None:
-        return await _ask_for_payment(service, terms)
+        await _require_ready(service)
+        credentials = service.keyholder.give_terms(request.digest)
+        answer_under(http, credentials)
+        return terms.response(UNPAID, credentials)
     if problems := expiry(service):
         raise _not_ready(problems)
-    request = Request(endpoint=http.url.path, method=http.method, body=sale.body, resource_url=url)
+    # One purchase, one keyset: the one that the terms were given under.
+    credentials = service.keyholder.terms_given(request.digest)
+    answer_under(http, credentials)
     try:
         payload = decode_payment_header(header)
         accepted_before = await service.calls.terms_of(payload)
         authorization = match_requirements(payload, [accepted_before] if accepted_before else terms.accepts)
-        answer = await service.calls.run(request, authorization, sale.produce)
+        answer = await service.calls.run(request, authorization, sale.produce, credentials)
     except PaymentHeaderError as error:
         raise Problem(400, "malformed-payment", "Malformed payment", str(error), field=error.field) from error
     except PaymentMismatchError as error:
-        return terms.response(f"The payment does not match the terms: {error}.")
+        return terms.response(f"The payment does not match the terms: {error}.", credentials)
     except PaymentRefusedError as error:
-        return terms.response(f"The payment was not accepted: {error}.")
+        return terms.response(f"The payment was not accepted: {error}.", credentials)
     except PaymentConflictError as error:
         raise Problem(409, "payment-used", "Payment belongs to another request", f"{error}.") from error
     except ComeBackError as error:
@@ -109,6 +117,8 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
         raise no_answer(error) from error
     except LedgerUnavailableError as error:
         raise unavailable("ledger", "Ledger unavailable", "Payments cannot be taken now.", retry_after=5) from error
+    # Another presentation of the same payment may have begun this call, under the keys of its time.
+    answer_under(http, answer.credentials)
     return _paid(answer)
 
 
@@ -122,15 +132,14 @@ def no_answer(error: BackendError) -> Problem:
     )
 
 
-async def _ask_for_payment(service: "Service", terms: "_Terms") -> Response:
-    """A 402, unless the call could not be served anyway: nobody signs a payment for a call that has no place."""
+async def _require_ready(service: "Service") -> None:
+    """No 402 when the call could not be served anyway: nobody signs a payment for a call that has no place."""
     try:
         service.admission.check()
     except Saturated as error:
         raise unavailable("busy", "Busy", f"{error}.", retry_after=error.retry_after_seconds) from error
     if problems := await unreadiness(service):
         raise _not_ready(problems)
-    return terms.response(UNPAID)
 
 
 def _not_ready(problems: list[str]) -> Problem:
@@ -147,8 +156,8 @@ class _Terms:
         prices = offered_prices(service.settings, input_tokens=input_tokens)
         self.accepts = [requirements_for(price) for price in prices]
 
-    def response(self, error: str) -> Response:
-        """A 402 with signed offers, the same document in header and body."""
+    def response(self, error: str, credentials: Credentials) -> Response:
+        """A 402 with offers signed under these credentials, the same document in header and body."""
         until = self._service.clock() + self._service.settings.payment_timeout_seconds
         offers = [
             sign_offer(
@@ -161,7 +170,7 @@ class _Terms:
                     amount=accept.amount,
                     valid_until=until,
                 ),
-                self._service.keys,
+                credentials.keys,
                 accept_index=index,
             )
             for index, accept in enumerate(self.accepts)

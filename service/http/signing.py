@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attestation.errors import MalformedError
-from attestation.http_signature import Exchange, HttpSigner, sign_response
+from attestation.http_signature import Exchange, sign_response
 from attestation.receipt import API_VERSION
+from service.credentials import Credentials, Keyholder
 from service.http.problems import Problem, internal_error
+from service.http.state import CREDENTIALS
 
 _log: Final = logging.getLogger(__name__)
 
@@ -26,8 +28,8 @@ class SigningMiddleware:
 
     Args:
         app: what answers.
-        signer: holds the http key.
-        keyset_digest: goes into every response.
+        keyholder: has the keys. A response is signed under the credentials that the resource has chosen for it, else
+            under the current ones.
         public_origin: the origin that buyers use, or None to take it from the request.
         clock: unix seconds.
     """
@@ -36,18 +38,12 @@ class SigningMiddleware:
         self,
         app: ASGIApp,
         *,
-        signer: HttpSigner,
-        keyset_digest: str,
+        keyholder: Keyholder,
         public_origin: str | None,
         clock: Callable[[], int],
     ) -> None:
         self._app = app
-        self._signer = signer
-        self._headers = {
-            "x-aci-version": API_VERSION,
-            "x-aci-keyset-digest": keyset_digest,
-            "x-content-type-options": "nosniff",
-        }
+        self._keyholder = keyholder
         self._origin = public_origin
         self._clock = clock
 
@@ -59,15 +55,18 @@ class SigningMiddleware:
             # Nothing here speaks WebSocket, and its frames could not be signed.
             await send({"type": "websocket.close", "code": 1003})
             return
+        state: dict[str, Any] = {}
+        scope = {**scope, "state": state}
         try:
             try:
                 url = request_url(scope, self._origin)
                 buffer = await self._answer(scope, receive)
-                signed = self._sign(url, scope["method"], buffer)
+                signed = self._sign(url, scope["method"], buffer, self._credentials(state))
             except MalformedError:
                 problem = Problem(400, "malformed-target", "Malformed request", "The URL cannot be put in a signature.")
                 buffer = await _render(problem, scope, receive)
-                signed = self._sign(f"{self._origin or 'http://invalid'}/", scope["method"], buffer)
+                url = f"{self._origin or 'http://invalid'}/"
+                signed = self._sign(url, scope["method"], buffer, self._credentials(state))
         except Exception as error:
             _log.critical("signing failed: %s", type(error).__name__)
             await send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"0")]})
@@ -87,12 +86,21 @@ class SigningMiddleware:
             return await _render(internal_error(error), scope, receive)
         return buffer
 
-    def _sign(self, url: str, method: str, response: "_Buffer") -> list[tuple[bytes, bytes]]:
-        headers = {**response.headers, **self._headers}
+    def _credentials(self, state: dict[str, Any]) -> Credentials:
+        chosen: Credentials | None = state.get(CREDENTIALS)
+        return chosen or self._keyholder.current
+
+    def _sign(self, url: str, method: str, response: "_Buffer", under: Credentials) -> list[tuple[bytes, bytes]]:
+        headers = {
+            **response.headers,
+            "x-aci-version": API_VERSION,
+            "x-aci-keyset-digest": under.identity.keyset.digest,
+            "x-content-type-options": "nosniff",
+        }
         # What a HEAD's answer carries is nothing, and that is what its Content-Digest is over (RFC 9530 section 2).
         body = b"" if method == "HEAD" else response.body
         exchange = Exchange(method=method, url=url, status=response.status, headers=headers, body=body)
-        headers.update(sign_response(exchange, self._signer, created=self._clock()))
+        headers.update(sign_response(exchange, under.keys, created=self._clock()))
         headers["content-length"] = str(len(response.body))
         return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 

@@ -20,9 +20,9 @@ async def agent_registration(request: Request) -> JSONResponse:
 
 @router.get(DIRECTORY_PATH)
 async def key_directory_(request: Request) -> JSONResponse:
-    """The key that signs every response, as a JSON Web Key Set."""
-    key = service_of(request).identity.keyset.key(ALGO_HTTP)
-    return JSONResponse(key_directory(key), media_type="application/http-message-signatures-directory+json")
+    """The keys that sign responses, as a JSON Web Key Set: the current one first, then those that have not expired."""
+    keys = [credentials.identity.keyset.key(ALGO_HTTP) for credentials in service_of(request).keyholder.valid]
+    return JSONResponse(key_directory(*keys), media_type="application/http-message-signatures-directory+json")
 
 
 @router.get(MANIFEST_PATH)

@@ -8,8 +8,9 @@ on the way (`_Trace`), and whenever that leaves a doubt the chain is asked what 
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -77,7 +78,12 @@ class _Signer(FacilitatorWeb3Signer):
             rpc_url, request_kwargs={"timeout": timeout}, session=session, exception_retry_configuration=None
         )
         self._traces = threading.local()
-        self._sending = threading.Lock()
+        self.sending = threading.Lock()
+        """Held by whoever sends from this account."""
+
+    def ask_nonce_anew(self) -> None:
+        """Have the node say which nonce is next. Only for whoever holds `sending`."""
+        self._next_nonce = None
 
     def start_trace(self) -> _Trace:
         """Begin a new trace for the calling thread."""
@@ -110,12 +116,12 @@ class _Signer(FacilitatorWeb3Signer):
     ) -> str:
         # The SDK takes a nonce before it asks for the gas price and sends; a failure in between would leave a gap that
         # holds up every later transaction. So: one at a time, and after a failure the node is asked anew.
-        with self._sending:
+        with self.sending:
             self._trace.sent = True
             try:
                 return super().write_contract(address, abi, function_name, *args, data_suffix=data_suffix)
             except Exception:
-                self._next_nonce = None
+                self.ask_nonce_anew()
                 raise
 
     def wait_for_transaction_receipt(self, tx_hash: str) -> TransactionReceipt:
@@ -123,8 +129,8 @@ class _Signer(FacilitatorWeb3Signer):
         try:
             self._trace.receipt = super().wait_for_transaction_receipt(tx_hash)
         except Exception:
-            with self._sending:
-                self._next_nonce = None  # the node may have dropped it
+            with self.sending:
+                self.ask_nonce_anew()  # the node may have dropped it
             raise
         return self._trace.receipt
 
@@ -235,6 +241,22 @@ class LocalFacilitator:
     async def outcome(self, authorization: Authorization) -> Outcome:
         """See `Facilitator.outcome`."""
         return await self._chain.outcome(authorization)
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[None]:
+        """While open, nothing is sent from the operator's account, so that somebody else can; settlements wait."""
+        sending = self._signer.sending
+        acquired = asyncio.get_running_loop().run_in_executor(None, sending.acquire)
+        try:
+            await asyncio.shield(acquired)
+        except asyncio.CancelledError:
+            acquired.add_done_callback(lambda _: sending.release())  # the thread gets it all the same
+            raise
+        try:
+            yield
+        finally:
+            self._signer.ask_nonce_anew()
+            sending.release()
 
     async def ready(self) -> list[str]:
         """See `Facilitator.ready`."""

@@ -13,15 +13,17 @@ from attestation.enclave.simulated import SimulatedEnclave
 from attestation.keyset import build_keyset
 from attestation.manifest import manifest_digest
 from attestation.onchain import AgentReference
-from attestation.registry.records import key_name
+from attestation.registry.records import KeyRecord, key_name
 from service.app import Service, create_app
 from service.boot import registration_file
 from service.build import compute_manifest
-from service.call import Identity, PaidCalls
+from service.call import PaidCalls
+from service.credentials import Credentials, Identity, Keyholder, expiry_margin
 from service.inference.admission import Admission
 from service.inference.summary import Summarizer
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
+from service.rotation import PublishKey, Rotation, rotation_lead
 from service.settings import Settings
 from tests.http.fakes import Clock, ScriptedFacilitator, StubBackend
 from tests.http.world import NOW, Caller, LedgerFile
@@ -33,6 +35,10 @@ def identity_of(keys: KeyRing, *, manifest: str = "sha256:" + "5e" * 32, not_aft
     """Who answers, under these keys."""
     keyset = build_keyset(subject=str(AGENT), not_after=not_after, keys=keys.public_keys())
     return Identity(keyset=keyset, manifest_digest=manifest, agent=AGENT)
+
+
+async def published(slot: str, record: KeyRecord) -> None:
+    """A registry that takes every key."""
 
 
 @dataclass
@@ -70,6 +76,7 @@ async def bench(
     wrap: Callable[[Service], Service] = lambda service: service,
     not_after: int = NOW + 86_400,
     base_url: str = "http://summaries.test",
+    publish: PublishKey = published,
     **more: object,
 ) -> AsyncIterator[Bench]:
     """A service without a chain, and somebody to call it. `wrap` may exchange its parts; `more` are settings."""
@@ -78,22 +85,32 @@ async def bench(
     enclave = SimulatedEnclave("simulated:")
     manifest = compute_manifest(settings, backend.identity, tee_type=enclave.tee_type)
     identity = identity_of(keys, manifest=manifest_digest(manifest), not_after=not_after)
+    lifetime = settings.keyset_lifetime_seconds
+    keyholder = Keyholder(
+        Credentials(keys, identity, key_name(settings.replica)), margin_seconds=expiry_margin(lifetime), clock=clock
+    )
     book = await Ledger.open(settings.ledger_url)
     service = wrap(
         Service(
             settings=settings,
             enclave=enclave,
-            keys=keys,
-            identity=identity,
+            keyholder=keyholder,
+            rotation=Rotation(
+                keyholder,
+                publish,
+                replica=settings.replica,
+                lifetime_seconds=lifetime,
+                lead_seconds=rotation_lead(lifetime, settings.payment_timeout_seconds),
+                clock=clock,
+            ),
             manifest=manifest,
             registration=registration_file(settings, AGENT, hardware_attested=False),
-            key_slot=key_name(settings.replica),
             backend=backend,
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
             facilitator=facilitator,
             ledger=book,
-            calls=paid_calls(book, facilitator, keys, clock, identity),
+            calls=paid_calls(book, facilitator, clock),
             tls=None,
             clock=clock,
         )
@@ -106,24 +123,11 @@ async def bench(
     await book.close()
 
 
-def paid_calls(
-    ledger: Ledger,
-    facilitator: Facilitator,
-    keys: KeyRing,
-    clock: Callable[[], int],
-    identity: Identity | None = None,
-) -> PaidCalls:
-    return PaidCalls(
-        ledger=ledger,
-        facilitator=facilitator,
-        keys=keys,
-        identity=identity or identity_of(keys),
-        clock=clock,
-        window_seconds=60,
-    )
+def paid_calls(ledger: Ledger, facilitator: Facilitator, clock: Callable[[], int]) -> PaidCalls:
+    return PaidCalls(ledger=ledger, facilitator=facilitator, clock=clock, window_seconds=60)
 
 
 def with_facilitator(service: Service, facilitator: Facilitator) -> Service:
     """The same service over another facilitator."""
-    calls = paid_calls(service.ledger, facilitator, service.keys, service.clock, service.identity)
+    calls = paid_calls(service.ledger, facilitator, service.clock)
     return replace(service, facilitator=facilitator, calls=calls)

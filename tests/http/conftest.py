@@ -6,7 +6,8 @@ such servers. Everything runs in one event loop, that of the session.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +43,13 @@ class Stack:
         return await self.reader.token_balance(self.chain.token, self.chain.pay_to)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def running_stack(anvil: Anvil, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+@asynccontextmanager
+async def running(
+    anvil: Anvil, directory: Path, *, clock: Callable[[], int] = unix_now, **more: str
+) -> AsyncIterator[Stack]:
+    """A stack of its own, on fresh contracts; `more` are settings."""
     chain = await asyncio.to_thread(deploy, anvil.rpc)
     model = FakeServer()
-    directory = tmp_path_factory.mktemp("stack")
     ledger = directory / "ledger.db"
     with listening(0, exact=False) as listener:
         port = listener.getsockname()[1]
@@ -59,13 +62,20 @@ async def running_stack(anvil: Anvil, tmp_path_factory: pytest.TempPathFactory) 
                 cache_dir=directory,
                 threads=1,
                 backend=f"openai:{model_url}/v1#{model.model}",
+                **more,
             )
-            async with boot(settings) as service, serve(service, [listener]):
+            async with boot(settings, clock=clock) as service, serve(service, [listener]):
                 reader = ChainReader(chain.rpc, f"eip155:{chain.chain_id}")
                 async with httpx.AsyncClient(base_url=settings.origin, timeout=30) as http:
-                    caller = Caller(http, service.identity.keyset, chain.buyer_key, unix_now)
+                    caller = Caller(http, service.identity.keyset, chain.buyer_key, clock)
                     yield Stack(chain, service, settings.origin, model, LedgerFile(ledger), caller, reader)
                 await reader.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def running_stack(anvil: Anvil, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    async with running(anvil, tmp_path_factory.mktemp("stack")) as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ async def test_the_chain_shows_what_is_served(stack: Stack) -> None:
     assert record.agent_uri == stack.url + REGISTRATION
     assert record.key is not None
     assert record.key.keyset_digest == stack.caller.keyset.digest
-    assert record.key.payment_key == stack.service.keys.payment_address
+    assert record.key.payment_key == stack.service.keyholder.current.keys.payment_address
     assert record.key.expires_at == stack.caller.keyset.not_after
     assert (record.key_stale, record.manifest_stale) == (False, False)
 

@@ -86,7 +86,7 @@ async def test_no_key_is_shown_by_anything_that_is_served_or_printed(stack: Stac
         assert key not in (await stack.caller.get(path)).text
     assert key not in repr(stack.service.settings)
     assert key not in stack.service.settings.model_dump_json()
-    assert key not in repr(stack.service.keys)
+    assert key not in repr(stack.service.keyholder.current.keys)
     assert key not in repr(stack.chain)
 
 

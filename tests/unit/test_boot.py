@@ -159,6 +159,8 @@ async def test_a_model_server_that_is_away_is_a_failed_start() -> None:
         ("pay_to", "harbour.eth"),
         ("network", "base"),
         ("replica", "No 1"),
+        ("replica", "web--2"),
+        ("replica", "x" * 31),
         ("port", "0"),
         ("pinned_manifest", "5e" * 32),
         ("public_url", "summaries.example"),
@@ -242,7 +244,7 @@ async def test_the_first_start_mints_agent_0_and_publishes_what_is_served(site: 
     assert record.manifest_digest == service.identity.manifest_digest
     assert record.key is not None
     assert record.key.keyset_digest == service.identity.keyset.digest
-    assert record.key.payment_key == service.keys.payment_address
+    assert record.key.payment_key == service.keyholder.current.keys.payment_address
     assert record.key.expires_at == service.identity.keyset.not_after
     assert service.identity.keyset.subject == str(service.identity.agent)
 
@@ -261,6 +263,18 @@ async def test_a_restart_keeps_the_agent_and_sends_only_the_new_key(site: Site, 
     assert record.manifest_digest == first.identity.manifest_digest
     with pytest.raises(UnknownAgentError):
         await site.published(1)
+
+
+async def test_a_restart_leaves_no_key_of_the_last_run_listed(site: Site) -> None:
+    """They were rotated, so there are records in both slots of the replica; the newer one is in the second."""
+    async with boot(site.settings()) as service:
+        await service.rotation.rotate()
+    second, transactions = await site.started()
+    assert transactions == 2
+    for slot in ("main", "main--2"):
+        key = (await site.published(0, slot)).key
+        assert key is not None
+        assert key.keyset_digest == second.identity.keyset.digest
 
 
 async def test_replicas_share_the_agent_and_have_a_record_each(site: Site, tmp_path: Path) -> None:

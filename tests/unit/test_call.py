@@ -19,7 +19,6 @@ from attestation.keyset import ALGO_PAYMENT
 from attestation.receipt import EVENT_ORDER, check_signature, parse_receipt
 from service.call import (
     ComeBackError,
-    Identity,
     PaidAnswer,
     PaidCalls,
     PaymentConflictError,
@@ -27,6 +26,7 @@ from service.call import (
     Produced,
     Request,
 )
+from service.credentials import Credentials, Identity
 from service.payment.authorization import Authorization
 from service.payment.facilitator import (
     Invalid,
@@ -94,11 +94,10 @@ class Shop:
 
     def __post_init__(self) -> None:
         self.identity: Identity = identity_of(self.keys)
+        self.credentials = Credentials(self.keys, self.identity, "tee.key.main")
         self.calls = PaidCalls(
             ledger=self.ledger,
             facilitator=self.facilitator,
-            keys=self.keys,
-            identity=self.identity,
             clock=self.clock,
             window_seconds=60,
         )
@@ -108,7 +107,7 @@ class Shop:
         return Shop(self.ledger, KeyRing.generate(), self.facilitator, Model(), self.clock, self.authorization)
 
     async def buy(self, request: Request = REQUEST, authorization: Authorization | None = None) -> PaidAnswer:
-        return await self.calls.run(request, authorization or self.authorization, self.model)
+        return await self.calls.run(request, authorization or self.authorization, self.model, self.credentials)
 
     async def row(self) -> Row | None:
         return await self.ledger.find(self.authorization.key)
@@ -210,7 +209,7 @@ async def test_the_answer_is_made_only_after_the_payment_is_reserved(shop: Shop)
         seen.append(await shop.state())
         return await shop.model()
 
-    await shop.calls.run(REQUEST, shop.authorization, produce)
+    await shop.calls.run(REQUEST, shop.authorization, produce, shop.credentials)
     assert seen == [State.RESERVED]
 
 
