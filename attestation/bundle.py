@@ -121,10 +121,7 @@ def _body_json(body: bytes) -> dict[str, str]:
 
 def _parse_body(value: Mapping[str, Any], where: str) -> bytes:
     if "body_b64" not in value:
-        try:
-            return encoding.text(value.get("body"), f"{where}.body").encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise MalformedError(f"{where}.body", "must be text that UTF-8 can express") from error
+        return encoding.text(value.get("body"), f"{where}.body").encode("utf-8")  # no JSON text has a lone surrogate
     data = encoding.b64_bytes(value["body_b64"], f"{where}.body_b64")
     if "body" in value or "body" in _body_json(data):
         raise MalformedError(f"{where}.body_b64", "is only for a body that is not UTF-8")

@@ -7,6 +7,7 @@ artifact would then still verify, so everything here refuses any text but the ca
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, overload
@@ -110,7 +111,7 @@ def b64url_bytes(value: Any, where: str) -> bytes:
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """A JSON value from UTF-8 bytes or text; duplicate names, NaN and deep nesting are refused.
+    """A JSON value from UTF-8 bytes or text; duplicate names, NaN, infinity and deep nesting are refused.
 
     Raises:
         MalformedError: not such a document.
@@ -120,7 +121,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
         # The standard parser recurses, and a library below raises the interpreter's recursion limit so far that deep
         # nesting ends the process. This one stops at 200 levels; the standard one then finds names that occur twice.
         from_json(text, allow_inf_nan=False)
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise MalformedError(where, "must be UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -137,8 +138,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        # It would be written back as Infinity, which is not JSON.
+        raise ValueError("a number is out of range")
+    return value
 
 
 def _check_depth(value: Any, where: str) -> None:

@@ -4,7 +4,8 @@ Source: x402 extension `offer-receipt`, format `eip712`. The EIP-712 domains car
 contract, because the signatures are checked off chain whatever network the payment is on.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -16,6 +17,7 @@ from eth_utils.exceptions import ValidationError
 
 from attestation import encoding
 from attestation.errors import EvidenceError, MalformedError
+from attestation.money import MAX_UINT256
 
 EXTENSION: Final = "offer-receipt"
 """Key of the extension in a 402's and in a settlement response's `extensions`."""
@@ -48,6 +50,7 @@ _AUTHORIZATION_TYPES: Final = (
     ("validBefore", "uint256"),
     ("nonce", "bytes32"),
 )
+_EVM_CHAIN: Final = re.compile(r"eip155:([1-9][0-9]{0,18})")
 _HALF_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141 // 2
 """Half the order of secp256k1: a signature above it is the mirror image of another (EIP-2, low s)."""
 
@@ -175,19 +178,12 @@ def check_signer(value: Mapping[str, Any], primary_type: str, public_key: str) -
         EvidenceError: it was signed by another key, or changed afterwards.
         MalformedError: the signature is not 65 bytes of lower-case hex.
     """
-    signature = encoding.prefixed_hex_bytes(value.get("signature"), f"{primary_type.lower()}.signature", size=65)
-    if signature[64] not in (27, 28) or int.from_bytes(signature[32:64]) > _HALF_ORDER:
-        raise EvidenceError(f"the {primary_type.lower()}'s signature is not in canonical form")
-    try:
-        message = _typed_data(primary_type, value["payload"])
-        signer = Account.recover_message(message, signature=signature)
-    except (BadSignature, ValidationError, ValueError, TypeError, OverflowError) as error:
-        raise EvidenceError(f"the {primary_type.lower()}'s signature recovers to no key") from error
+    what = primary_type.lower()
+    signature = encoding.prefixed_hex_bytes(value.get("signature"), f"{what}.signature", size=65)
+    signer = _recover(what, signature, lambda: _typed_data(primary_type, value["payload"]))
     expected = address_of(public_key)
-    if signer.lower() != expected:
-        raise EvidenceError(
-            f"the {primary_type.lower()} was signed by {signer.lower()}, the attested key is {expected}"
-        )
+    if signer != expected:
+        raise EvidenceError(f"the {what} was signed by {signer}, the attested key is {expected}")
 
 
 def authorization_signer(
@@ -201,31 +197,26 @@ def authorization_signer(
         token_name: the token's EIP-712 domain name.
         token_version: the token's EIP-712 domain version.
         message: from, to, value, validAfter, validBefore (integers) and nonce (32 bytes).
-        signature: 65 bytes; a contract wallet's signature has another form and cannot be recovered.
+        signature: 65 bytes, of which the last may also be 0 for 27 and 1 for 28, as facilitators take it; a contract
+            wallet's signature has another form and cannot be recovered.
 
     Raises:
-        EvidenceError: the signature recovers to no key.
+        EvidenceError: the signature recovers to no key, or tokens do not accept its form.
         MalformedError: the network is not an EVM chain.
     """
-    namespace, _, chain_id = network.partition(":")
-    if namespace != "eip155" or not chain_id.isdecimal():
+    chain_id = _EVM_CHAIN.fullmatch(network)
+    if chain_id is None:
         raise MalformedError("payment.network", "must be eip155:<chain id>")
-    typed_data = encode_typed_data(
-        domain_data={
-            "name": token_name,
-            "version": token_version,
-            "chainId": int(chain_id),
-            "verifyingContract": asset,
-        },
-        message_types={
-            "TransferWithAuthorization": [{"name": name, "type": kind} for name, kind in _AUTHORIZATION_TYPES]
-        },
-        message_data=dict(message),
-    )
-    try:
-        return str(Account.recover_message(typed_data, signature=signature)).lower()
-    except (BadSignature, ValidationError, ValueError, TypeError, OverflowError) as error:
-        raise EvidenceError("the payment's signature recovers to no key") from error
+    domain = {
+        "name": token_name,
+        "version": token_version,
+        "chainId": int(chain_id[1]),
+        "verifyingContract": asset,
+    }
+    types = {"TransferWithAuthorization": [{"name": name, "type": kind} for name, kind in _AUTHORIZATION_TYPES]}
+    if signature[64:] in (b"\0", b"\1"):
+        signature = signature[:64] + bytes([signature[64] + 27])
+    return _recover("payment", signature, lambda: encode_typed_data(domain, types, dict(message)))
 
 
 def address_of(public_key: str) -> str:
@@ -253,7 +244,8 @@ def _payload(
     encoding.only(payload, f"{where}.payload", {name for name, _ in types})
     for name, kind in types:
         if kind == "uint256":
-            encoding.integer(payload[name], f"{where}.{name}")
+            if encoding.integer(payload[name], f"{where}.{name}") > MAX_UINT256:
+                raise MalformedError(f"{where}.{name}", "does not fit in a uint256")
         else:
             encoding.text(payload[name], f"{where}.{name}")
     if payload["version"] != VERSION:
@@ -268,6 +260,16 @@ def _typed_data(primary_type: str, payload: Mapping[str, Any]) -> SignableMessag
         message_types={primary_type: [{"name": name, "type": kind} for name, kind in types]},
         message_data=dict(payload),
     )
+
+
+def _recover(what: str, signature: bytes, message: Callable[[], SignableMessage]) -> str:
+    """The address that signed a message, in lower case; one message has one signature by one key, in one spelling."""
+    if len(signature) != 65 or signature[64] not in (27, 28) or int.from_bytes(signature[32:64]) > _HALF_ORDER:
+        raise EvidenceError(f"the {what}'s signature is not in canonical form")
+    try:
+        return str(Account.recover_message(message(), signature=signature)).lower()
+    except (BadSignature, ValidationError, ValueError, TypeError, OverflowError) as error:
+        raise EvidenceError(f"the {what}'s signature recovers to no key") from error
 
 
 def _sign(signer: TypedDataSigner, primary_type: str, payload: Mapping[str, Any]) -> str:

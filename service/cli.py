@@ -268,21 +268,44 @@ def _show_manifest(document: dict[str, Any], digest: str | None, *, as_json: boo
 
 
 async def _stopped() -> None:
-    """Wait for Ctrl-C or SIGTERM."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    """Wait for Ctrl-C or SIGTERM, and end well."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+
+
+async def _interruptible(work: Coroutine[Any, Any, int | None]) -> int | None:
+    """Let SIGINT and SIGTERM cancel the work from its first step on, so that whatever it opened is closed in order.
+
+    Only the first signal counts: closing settles what was sold, and takes its time. Returns 128 and the signal's number
+    when the work was cut short.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    received: list[int] = []
+
+    def cancel(number: int) -> None:
+        if not received and task is not None:
+            task.cancel()
+        received.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+        loop.add_signal_handler(number, cancel, number)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        return 128 + received[0]
 
 
 def _run(work: Coroutine[Any, Any, int | None]) -> NoReturn:
     try:
-        code = asyncio.run(work)
+        code = asyncio.run(_interruptible(work))
     except _EXPECTED as error:
         text = error.diagnostics() if isinstance(error, TollsealError) else str(error)
         console(stderr=True).print(printable(text, lines=True), style="red", markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
     sys.exit(code or 0)

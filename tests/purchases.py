@@ -76,13 +76,17 @@ class Shop:
     manifest: dict[str, Any] = field(default_factory=manifest_document)
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Event type -> fields that replace the honest ones."""
+    tls: tuple[str, ...] = ()
+    """SPKI hashes of the TLS keys that the keyset lists."""
 
     def __post_init__(self) -> None:
         self.not_after = self.not_after or self.now + 86_400
 
     @property
     def keyset(self) -> Keyset:
-        return build_keyset(subject=self.subject, not_after=self.not_after, keys=self.keys.public_keys())
+        return build_keyset(
+            subject=self.subject, not_after=self.not_after, keys=self.keys.public_keys(), tls_spki_sha256=self.tls
+        )
 
     def signed(self, exchange: Exchange, *, created: int | None = None) -> Exchange:
         headers = {
@@ -116,10 +120,10 @@ class Shop:
         body = json.dumps(self.manifest).encode()
         return self.signed(Exchange("GET", ORIGIN + MANIFEST_PATH, 200, {}, body))
 
-    def offer(self, **changes: Any) -> dict[str, Any]:
+    def offer(self, *, accept_index: int = 0, **changes: Any) -> dict[str, Any]:
         terms = {"resource_url": URL, "scheme": "exact", "network": "eip155:84532", "asset": TOKEN, "pay_to": PAY_TO}
         offer = Offer(**{**terms, "amount": str(AMOUNT), "valid_until": self.now + 900, **changes})
-        return sign_offer(offer, self.keys, accept_index=0)
+        return sign_offer(offer, self.keys, accept_index=accept_index)
 
     def terms_document(self, **changes: Any) -> dict[str, Any]:
         accept = {**payment_terms(), "maxTimeoutSeconds": 900, "extra": {"name": "USDC", "version": "2"}}
@@ -136,28 +140,37 @@ class Shop:
         headers = {"payment-required": b64(text.encode())}
         return self.signed(Exchange("POST", URL, 402, headers, text.encode(), request_body=BODY))
 
-    def payment(self, document: Mapping[str, Any], **changes: Any) -> str:
+    def payment(
+        self,
+        document: Mapping[str, Any],
+        *,
+        message: Mapping[str, Any] | None = None,
+        signature: str | None = None,
+        **changes: Any,
+    ) -> str:
+        """The payment of a 402; `message` replaces parts of what the buyer signs, `signature` what he signed."""
         accept = document["accepts"][0]
-        message: dict[str, Any] = {
+        signed: dict[str, Any] = {
             "from": self.buyer.address,
             "to": accept["payTo"],
             "value": int(accept["amount"]),
             "validAfter": 0,
             "validBefore": self.now + 900,
             "nonce": b"\x05" * 32,
+            **(message or {}),
         }
         types = ["address", "address", "uint256", "uint256", "uint256", "bytes32"]
         typed = encode_typed_data(
             domain_data={"name": "USDC", "version": "2", "chainId": 84532, "verifyingContract": accept["asset"]},
             message_types={
                 "TransferWithAuthorization": [
-                    {"name": name, "type": kind} for name, kind in zip(message, types, strict=True)
+                    {"name": name, "type": kind} for name, kind in zip(signed, types, strict=True)
                 ]
             },
-            message_data=message,
+            message_data=signed,
         )
-        authorization = {name: str(value) for name, value in message.items()} | {"nonce": "0x" + "05" * 32}
-        signature = "0x" + self.buyer.sign_message(typed).signature.hex()
+        authorization = {name: str(value) for name, value in signed.items()} | {"nonce": "0x" + "05" * 32}
+        signature = signature or "0x" + self.buyer.sign_message(typed).signature.hex()
         payment = {
             "x402Version": 2,
             "payload": {"authorization": authorization, "signature": signature},
@@ -206,36 +219,67 @@ class Shop:
         fields = {"network": "eip155:84532", "resource_url": URL, "payer": self.buyer.address, "issued_at": self.now}
         return sign_payment_receipt(PaymentReceipt(**{**fields, "transaction": TRANSACTION, **changes}), self.keys)
 
-    def answer(self, document: Mapping[str, Any], receipt: Mapping[str, Any], proof: Mapping[str, Any], body: bytes,
-               *, created: int | None = None, payment: str | None = None) -> Exchange:  # fmt: skip
-        settlement = {
+    def answer(
+        self,
+        document: Mapping[str, Any],
+        receipt: Mapping[str, Any],
+        proof: Mapping[str, Any],
+        body: bytes,
+        *,
+        created: int | None = None,
+        payment: str | None = None,
+        status: int = 200,
+        settlement: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str | None] | None = None,
+    ) -> Exchange:
+        """The paid answer; `settlement` and `headers` replace honest parts of it, a header that is None is left out."""
+        settled = {
             "success": True,
             "transaction": TRANSACTION,
             "network": "eip155:84532",
             "payer": self.buyer.address,
             "extensions": {EXTENSION: {"info": {"receipt": proof}}},
+            **(settlement or {}),
         }
-        headers = {
-            "payment-response": b64(json.dumps(settlement).encode()),
+        honest = {
+            "payment-response": b64(json.dumps(settled).encode()),
             "x-receipt-id": str(receipt["receipt_id"]),
             "x-receipt": b64url(jcs(dict(receipt))),
         }
+        shown = {name: value for name, value in {**honest, **(headers or {})}.items() if value is not None}
         sent = {"payment-signature": payment or self.payment(document)}
-        exchange = Exchange("POST", URL, 200, headers, body, request_headers=sent, request_body=BODY)
+        exchange = Exchange("POST", URL, status, shown, body, request_headers=sent, request_body=BODY)
         return self.signed(exchange, created=created)
 
-    def bundle(self, *, created: int | None = None) -> Bundle:
-        """An honest purchase."""
+    def bundle(
+        self,
+        *,
+        document: Mapping[str, Any] | None = None,
+        offer: Mapping[str, Any] | None = None,
+        receipt: Mapping[str, Any] | None = None,
+        proof: Mapping[str, Any] | None = None,
+        **answer: Any,
+    ) -> Bundle:
+        """An honest purchase, but for what is given.
+
+        Args:
+            document: the content of the 402.
+            offer: the offer that was accepted.
+            receipt: changes of the receipt, before it is signed.
+            proof: changes of the x402 receipt, before it is signed.
+            answer: keyword arguments of `answer`.
+        """
         body = json.dumps({"id": "sum-1", "object": "summary", "summary": "Short."}).encode()
-        document, receipt, proof = self.terms_document(), self.receipt(body), self.payment_receipt()
+        document = self.terms_document() if document is None else document
+        signed, paid = self.receipt(body, **(receipt or {})), self.payment_receipt(**(proof or {}))
         return Bundle(
             attestation=self.attestation(),
             manifest=self.manifest_exchange(),
             terms=self.terms(document),
-            answer=self.answer(document, receipt, proof, body, created=created),
-            receipt=receipt,
-            offer=document["extensions"][EXTENSION]["info"]["offers"][0],
-            payment_receipt=proof,
+            answer=self.answer(document, signed, paid, body, **answer),
+            receipt=signed,
+            offer=document["extensions"][EXTENSION]["info"]["offers"][0] if offer is None else offer,
+            payment_receipt=paid,
         )
 
     def chain_view(

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 import xllamacpp  # type: ignore[import-untyped]  # ships no types
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 from service.inference import wire
 from service.inference.backend import (
@@ -52,12 +52,12 @@ class _Health(BaseModel):
     status: str
 
 
-class _Props(BaseModel):
-    class _Settings(BaseModel):
-        n_ctx: int
+class _Slot(BaseModel):
+    n_ctx: int
 
-    default_generation_settings: _Settings
-    total_slots: int
+
+class _Slots(RootModel[list[_Slot]]):
+    pass
 
 
 class EmbeddedBackend:
@@ -110,6 +110,28 @@ class EmbeddedBackend:
             InvalidBackendAnswer: the engine runs with other settings than asked for.
             ValueError: `threads` or `context_size` out of range.
         """
+        opening = asyncio.create_task(
+            cls._open(weights, threads, timeout_seconds, context_size=context_size, engine_log=engine_log)
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # An engine that is dropped before it runs waits for itself forever.
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                await opening.result().close()
+            raise
+
+    @classmethod
+    async def _open(
+        cls,
+        weights: VerifiedWeights,
+        threads: int,
+        timeout_seconds: float,
+        *,
+        context_size: int | None,
+        engine_log: bool,
+    ) -> "EmbeddedBackend":
         model = weights.model
         size = model.context_size if context_size is None else context_size
         if not 256 <= size <= model.trained_context:
@@ -136,8 +158,8 @@ class EmbeddedBackend:
             directory.cleanup()
             raise
         try:
-            backend._check_weights()
             await backend._check_settings()
+            backend._check_weights()
         except BaseException:
             await backend.close()
             raise
@@ -202,12 +224,12 @@ class EmbeddedBackend:
             raise WeightsChanged(f"the weights file {self._weights.file.path} changed after it was hashed")
 
     async def _check_settings(self) -> None:
-        props = await wire.get(self._client, "../props", _Props)
-        if props.total_slots != 1 or props.default_generation_settings.n_ctx != self._identity.context_size:
-            raise InvalidBackendAnswer(
-                f"the engine has {props.total_slots} slots of {props.default_generation_settings.n_ctx} tokens; "
-                f"expected one of {self._identity.context_size}"
-            )
+        """Also returns no earlier than the engine runs: this question waits in the queue of its work."""
+        slots = (await wire.get(self._client, "../slots", _Slots)).root
+        expected = self._identity.context_size
+        if [slot.n_ctx for slot in slots] != [expected]:
+            found = ", ".join(str(slot.n_ctx) for slot in slots)
+            raise InvalidBackendAnswer(f"the engine has slots of {found} tokens; expected one of {expected}")
 
 
 def _socket(directory: "tempfile.TemporaryDirectory[str]") -> Path:
@@ -229,7 +251,7 @@ def _params(weights: Path, name: str, context_size: int, threads: int, socket: P
     params.fit_params = False
     params.cache_prompt = False
     params.cache_ram_mib = 0
-    params.endpoint_slots = False
+    params.endpoint_slots = True
     # Into memory, not mapped: a later write to the file must not reach the model.
     params.load_mode = xllamacpp.llama_load_mode.LLAMA_LOAD_MODE_NONE
     params.verbosity = _TALKATIVE if log else _QUIET

@@ -1,8 +1,10 @@
 """The embedded engine: which weights, which settings, and who can reach it."""
 
 import asyncio
+import os
 import shutil
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,23 @@ async def test_a_file_that_is_no_model_is_not_loaded(tmp_path: Path) -> None:
 async def test_settings_out_of_range_are_refused(smollm2_weights: VerifiedWeights, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         await EmbeddedBackend.open(smollm2_weights, **{"threads": 1, "timeout_seconds": 1.0, **options})
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.001, 0.01, 0.1])
+async def test_an_opening_that_is_cut_off_ends_and_leaves_no_engine(
+    smollm2_weights: VerifiedWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: float
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opening = asyncio.create_task(
+        EmbeddedBackend.open(smollm2_weights, threads=1, timeout_seconds=30, context_size=512)
+    )
+    await asyncio.sleep(moment)
+    assert not opening.done()
+    opening.cancel()
+    async with asyncio.timeout(20):
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    assert not await asyncio.to_thread(os.listdir, tmp_path)
 
 
 async def test_closing_ends_a_running_answer(small_model: EmbeddedBackend) -> None:

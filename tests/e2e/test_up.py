@@ -53,14 +53,15 @@ def test_two_stacks_run_beside_each_other_and_ctrl_c_leaves_nothing(tmp_path: Pa
             stack.program.kill()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["chain ", "loading the model", "registering the agent", "agent "])
-def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path, moment: str) -> None:
+def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, moment: str, number: signal.Signals) -> None:
     program = Program(up_arguments(), cwd=tmp_path)
     try:
         program.wait_for(moment)
         members = family(program.pid)
-        program.interrupt()
-        assert program.end() != -signal.SIGKILL
+        program.interrupt(number)
+        assert program.end() in (128 + number, 0), "0 when it was just ready"
         until(lambda: not alive(members), "the processes to end")
         assert not (tmp_path / ".tollseal" / "dev.json").exists()
         assert not any("Traceback" in line for line in program.lines), "\n".join(program.lines)

@@ -90,7 +90,7 @@ MISTAKES = {
         raw('{"document":' + json.dumps(DOCUMENT) + ',"max_words":-Infinity}'), 400, "malformed-body", "body"
     ),
     "a number beyond floats": Mistake(
-        raw('{"document":' + json.dumps(DOCUMENT) + ',"max_words":1e999}'), 422, "invalid-request", "max_words"
+        raw('{"document":' + json.dumps(DOCUMENT) + ',"max_words":1e999}'), 400, "malformed-body", "body"
     ),
     "a number of 5000 digits": Mistake(
         raw('{"document":' + json.dumps(DOCUMENT) + ',"max_words":' + "9" * 5_000 + "}"), 400, "malformed-body", "body"

@@ -2,13 +2,14 @@
 
 import base64
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestation import encoding
-from attestation.digest import CanonicalizationError, jcs
+from attestation.digest import CanonicalizationError, file_sha256, jcs, sha256_hex
 from attestation.errors import MalformedError
 
 
@@ -21,6 +22,9 @@ def test_base64_and_hex_round_trip(data: bytes) -> None:
 
 
 @given(st.text(max_size=40))
+@example("")
+@example("0")
+@example("\N{SNOWMAN}")
 @example("QR==")
 @example("QQ")
 @example("AB")
@@ -58,10 +62,20 @@ def test_an_exact_address_is_lower_case_or_checksummed() -> None:
             encoding.exact_address(changed, "x")
 
 
-@pytest.mark.parametrize("text", ['{"a":1,"a":2}', '{"a":{"b":1,"b":1}}', "NaN", "[Infinity]", "{", "", '"\\ud800'])
+@pytest.mark.parametrize(
+    "text", ['{"a":1,"a":2}', '{"a":{"b":1,"b":1}}', "NaN", "[Infinity]", "1e400", "[-1e999]", "{", "", '"\\ud800']
+)
 def test_json_that_two_readers_could_understand_differently_is_refused(text: str) -> None:
     with pytest.raises(MalformedError):
         encoding.parse_json(text, "x")
+
+
+def test_numbers_are_read_as_they_are() -> None:
+    numbers = encoding.parse_json(
+        "[0, -7, 1.5e3, 0.25, 115792089237316195423570985008687907853269984665640564039457]", "x"
+    )
+    assert numbers == [0, -7, 1500.0, 0.25, 115792089237316195423570985008687907853269984665640564039457]
+    assert [type(number) for number in numbers] == [int, int, float, float, int]
 
 
 def test_json_nested_beyond_the_limit_is_refused_however_deep() -> None:
@@ -97,6 +111,21 @@ def test_a_boolean_is_not_an_integer() -> None:
 def test_values_without_a_canonical_form_are_refused(value: object) -> None:
     with pytest.raises(CanonicalizationError):
         jcs(value)
+
+
+def test_a_file_is_hashed_in_full_and_its_progress_told(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 8192
+    file = tmp_path / "weights"
+    file.write_bytes(content)
+    told: list[int] = []
+    assert file_sha256(file, told.append) == file_sha256(file) == sha256_hex(content)
+    assert (sum(told), len(told) > 1) == (len(content), True)
+
+
+@pytest.mark.parametrize("value", [None, "", "aa", "0X00", "0xAA", "0xa", 1, b"0x00"])
+def test_prefixed_hex_has_its_prefix_and_lower_case(value: object) -> None:
+    with pytest.raises(MalformedError):
+        encoding.prefixed_hex_bytes(value, "x")
 
 
 def test_canonical_json_sorts_names_and_leaves_no_space() -> None:

@@ -83,6 +83,38 @@ def test_a_signature_from_the_future_is_refused_and_a_small_skew_is_not() -> Non
     assert verify_response(signed(created=NOW + 59), KEY, now=NOW) == NOW + 59
 
 
+def test_a_signature_without_a_time_or_with_an_end_is_refused() -> None:
+    honest = signed().headers["signature-input"]
+    for written, reason in (
+        (honest.replace(f";created={NOW}", ""), 'it has no "created" time'),
+        (honest + f";expires={NOW + 1}", "an expiry is not part of this profile"),
+    ):
+        with pytest.raises(EvidenceError, match=reason):
+            verify_response(replace(signed(), headers={**signed().headers, "signature-input": written}), KEY, now=NOW)
+
+
+def test_a_signature_has_one_spelling() -> None:
+    exchange = signed()
+    honest = exchange.headers["signature"]
+    stray = honest[:-4] + {"A": "B", "Q": "R", "g": "h", "w": "x"}[honest[-4]] + honest[-3:]
+    for written in (" " + honest, honest + " ", honest + ";a", honest.replace("==:", ":"), stray):
+        changed = replace(exchange, headers={**exchange.headers, "signature": written})
+        with pytest.raises(EvidenceError, match="exactly one signature, in canonical form"):
+            verify_response(changed, KEY, now=NOW)
+
+
+def test_what_is_signed_has_one_spelling() -> None:
+    exchange = signed()
+    written = exchange.headers["signature-input"].replace('" "', '"  "')
+    with pytest.raises(EvidenceError, match="exactly one signature, in canonical form"):
+        verify_response(replace(exchange, headers={**exchange.headers, "signature-input": written}), KEY, now=NOW)
+
+
+def test_an_answer_from_what_is_no_address_is_refused() -> None:
+    with pytest.raises(EvidenceError, match="malformed"):
+        verify_response(replace(signed(), url="https://[::1/p?q=1"), KEY, now=NOW)
+
+
 def test_a_signature_for_another_purpose_is_refused() -> None:
     headers = dict(signed().headers)
     headers["signature-input"] = headers["signature-input"].replace("x402-response", "other-purpose")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
 
 from attestation.enclave.keyring import KeyRing
 from attestation.errors import EnclaveError, MalformedError
@@ -18,6 +19,7 @@ from attestation.keyset import (
     statement,
 )
 from attestation.payment_proof import address_of
+from tests.fuzz import changed
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +144,17 @@ def test_a_key_ring_shows_no_key_and_cannot_be_pickled(keys: KeyRing) -> None:
     assert repr(keys) == f"<KeyRing payment={keys.payment_address}>"
     with pytest.raises(EnclaveError):
         pickle.dumps(keys)
+
+
+SHOWN = dict(build_keyset(subject=None, not_after=1, keys=KeyRing.generate().public_keys()).document)
+
+
+@settings(max_examples=100, deadline=None)
+@given(changed(SHOWN))
+def test_a_keyset_is_read_in_full_or_is_malformed(value: Any) -> None:
+    try:
+        keyset = parse_keyset(value)
+    except MalformedError:
+        return
+    assert (keyset.document, keyset.subject, keyset.not_after) == (value, value["subject"], value["not_after"])
+    assert [key.to_json() for key in keyset.receipt_signing_keys] == value["receipt_signing_keys"]

@@ -1,12 +1,15 @@
 """The manifest names every source file, and any difference shows."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
 
 from attestation.errors import MalformedError, ManifestError
 from attestation.manifest import check_pinned, differences, hash_sources, manifest_digest, parse_manifest
 from service.build import group_of
+from tests.fuzz import changed
 from tests.purchases import manifest_document
 
 
@@ -70,3 +73,22 @@ def test_differences_are_named_by_path() -> None:
 def test_a_manifest_of_another_shape_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(MalformedError):
         parse_manifest(manifest_document(**change))
+
+
+def test_a_file_that_cannot_be_read_stops_the_count(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(path: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", unreadable)
+    with pytest.raises(ManifestError, match=r"attestation/a\.py cannot be hashed: Permission denied"):
+        hash_sources({"attestation": package}, group_of)
+
+
+@settings(max_examples=100, deadline=None)
+@given(changed(manifest_document()))
+def test_a_manifest_is_taken_as_it_is_or_is_malformed(value: Any) -> None:
+    try:
+        manifest = parse_manifest(value)
+    except MalformedError:
+        return
+    assert manifest == value

@@ -48,8 +48,27 @@ def test_a_policy_is_read_back_as_it_was_written(policy: Policy) -> None:
     assert load_policy(dump_policy(policy, comment="one\ntwo")) == policy
 
 
+def test_a_policy_that_demands_everything_is_read_back_as_it_was_written() -> None:
+    policy = Policy(
+        allow_simulated=True,
+        tee_types=frozenset({"tdx", "nitro"}),
+        evidence=EvidencePolicy(
+            measurements={"tdx": ({"mrtd": "aa"}, {"mrtd": "bb", "rtmr0": "cc"})}, minimum_tcb_evaluation=17
+        ),
+        manifest_digests=frozenset({f"sha256:{'1' * 64}"}),
+        agent=AgentReference(84532, "0x" + "8a" * 20, 7),
+        owner="0x" + "0a" * 20,
+        optional=frozenset(),
+        collateral_url="https://pccs.example",
+    )
+    text = dump_policy(policy, comment="one\ntwo")
+    assert text.startswith("# one\n# two\n")
+    assert load_policy(text) == policy
+
+
 def test_an_empty_file_is_the_strict_default() -> None:
     assert load_policy("") == Policy()
+    assert load_policy(dump_policy(Policy(), comment="strict")) == Policy()
 
 
 def test_a_file_for_people_is_understood() -> None:

@@ -66,3 +66,9 @@ def test_an_enclave_that_is_not_there_is_a_failed_start(uri: str) -> None:
 async def test_only_64_bytes_of_report_data_are_taken(size: int) -> None:
     with pytest.raises(EnclaveError):
         await SimulatedEnclave("simulated:").evidence(bytes(size), now=1)
+
+
+async def test_evidence_of_another_format_is_refused() -> None:
+    evidence = await SimulatedEnclave("simulated:").evidence(DATA, now=1)
+    other = {**evidence, "quote": {**evidence["quote"], "format": "tdx"}}
+    assert "must be simulated" in str(check(other).failure())

@@ -127,7 +127,7 @@ def dishonest() -> Iterator[tuple[str, Callable[[], Bundle], str]]:
     def no_nonce() -> Bundle:
         return Shop(nonce=None).bundle()
 
-    def old_report() -> Bundle:
+    def from_the_future() -> Bundle:
         return Shop().bundle(created=NOW + 700)
 
     def other_model() -> Bundle:
@@ -150,7 +150,7 @@ def dishonest() -> Iterator[tuple[str, Callable[[], Bundle], str]]:
     yield "a receipt by another key", receipt_by_another_key, "receipt.signature"
     yield "an offer by another key", offer_by_another_key, "offer.signature"
     yield "a report without a nonce", no_nonce, "keyset.binding"
-    yield "a report from long before", old_report, "answer.signature"
+    yield "an answer from the future", from_the_future, "answer.signature"
     yield "other weights", other_model, "receipt.build"
     yield "terms that the build does not know", undeclared_terms, "offer.signature"
     yield "a manifest of another TEE", wrong_tee, "build.manifest"
