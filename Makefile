@@ -4,7 +4,7 @@ PYTHON ?= python3
 MODEL ?= qwen2.5-coder-1.5b
 BIN := .venv/bin
 
-.PHONY: demo up test lint format bench contracts clean
+.PHONY: demo up test coverage lint format bench contracts clean
 
 demo: $(BIN)/.ready
 	@$(BIN)/tollseal demo --model '$(MODEL)' $(if $(FILE),'$(FILE)')
@@ -14,6 +14,11 @@ up: $(BIN)/.ready
 
 test: $(BIN)/.ready
 	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+coverage: $(BIN)/.ready
+	@mkdir -p .tollseal
+	@$(BIN)/coverage run -m pytest -m 'not hypothesis' tests/unit tests/vectors
+	@$(BIN)/coverage report
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check
