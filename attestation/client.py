@@ -247,7 +247,9 @@ def _bundle(
     service: Attested, terms: Exchange, offers: tuple[Mapping[str, Any], ...], index: int, answer: Exchange
 ) -> Bundle:
     """Raises ServiceError when the answer does not carry what a bundle needs."""
-    offer = next(offer for offer in offers if offer.get("acceptIndex") == index)
+    offer = next((offer for offer in offers if offer.get("acceptIndex") == index), None)
+    if offer is None:
+        raise ServiceError("the answer was paid for, and the service no longer offers the terms that were paid")
     try:
         header = answer.headers.get("x-receipt")
         receipt = as_object(parse_json(b64url_bytes(header, "x-receipt"), "x-receipt"), "x-receipt")

@@ -47,6 +47,8 @@ STATE_DIR: Final = Path(".tollseal")
 # Spinning gains nothing measurable on an idle machine, and on a busy one it multiplies the time of an answer.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
 _EXPECTED: Final = (
     TollsealError,
     BackendError,
@@ -268,10 +270,13 @@ def _show_manifest(document: dict[str, Any], digest: str | None, *, as_json: boo
 
 
 async def _stopped() -> None:
-    """Wait for Ctrl-C or SIGTERM, and end well."""
+    """Wait for Ctrl-C or SIGTERM, and end well: from then on further signals change nothing."""
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
+        # Closing finishes what was sold, and takes its time.
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
@@ -280,19 +285,21 @@ async def _stopped() -> None:
 async def _interruptible(work: Coroutine[Any, Any, int | None]) -> int | None:
     """Let SIGINT and SIGTERM cancel the work from its first step on, so that whatever it opened is closed in order.
 
-    Only the first signal counts: closing settles what was sold, and takes its time. Returns 128 and the signal's number
-    when the work was cut short.
+    A second one raises KeyboardInterrupt at once, also out of a step that blocks the loop, such as a download.
+    Returns 128 and the signal's number when the work was cut short.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     received: list[int] = []
 
-    def cancel(number: int) -> None:
-        if not received and task is not None:
-            task.cancel()
+    def cancel(number: int, _frame: object) -> None:
         received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        if task is not None:
+            loop.call_soon_threadsafe(task.cancel)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, cancel, number)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, cancel)
     try:
         return await work
     except asyncio.CancelledError:
@@ -308,4 +315,6 @@ def _run(work: Coroutine[Any, Any, int | None]) -> NoReturn:
         text = error.diagnostics() if isinstance(error, TollsealError) else str(error)
         console(stderr=True).print(printable(text, lines=True), style="red", markup=False)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(code or 0)
