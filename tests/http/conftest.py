@@ -14,7 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
+from eth_account import Account
 
+from attestation.client import Buyer
+from attestation.policy import Policy
+from attestation.registry import view
+from attestation.spending import Asset, SpendingLimit
 from service.app import Service
 from service.boot import boot, unix_now
 from service.localchain.anvil import Anvil
@@ -41,6 +46,17 @@ class Stack:
     async def earned(self) -> int:
         """Atomic units that the seller has received so far."""
         return await self.reader.token_balance(self.chain.token, self.chain.pay_to)
+
+
+def buyer_of(stack: Stack, policy: Policy) -> Buyer:
+    """Somebody with money on this stack's chain, who asks the chain too."""
+    chain = stack.chain
+    return Buyer(
+        account=Account.from_key(chain.buyer_key),
+        limit=SpendingLimit("0.05", (Asset(f"eip155:{chain.chain_id}", chain.token.lower()),)),
+        policy=policy,
+        chain=view.ChainReader(chain.rpc),
+    )
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from attestation import purchase as purchases
 from attestation import report
 from attestation.bundle import PAYMENT_HEADER, Bundle
 from attestation.checker import ServiceChecker
-from attestation.client import PURCHASE, Buyer, PayingTransport, Purchase
+from attestation.client import PURCHASE, PayingTransport, Purchase
 from attestation.errors import EnclaveError
 from attestation.policy import Policy
 from attestation.receipt import check_signature, parse_receipt
@@ -25,7 +25,6 @@ from attestation.registry.publication import Published, published
 from attestation.registry.records import KeyRecord
 from attestation.registry.view import ChainReader
 from attestation.registry.writer import IdentityWriter
-from attestation.spending import Asset, SpendingLimit
 from attestation.verdict import Status, Verdict
 from attestation.verifier import Verifier
 from service import credentials, rotation
@@ -35,7 +34,7 @@ from service.localchain.anvil import Anvil
 from service.localchain.deploy import Deployer
 from service.payment.local import LocalFacilitator
 from tests.http.bench import Bench, bench
-from tests.http.conftest import Stack, running
+from tests.http.conftest import Stack, buyer_of, running
 from tests.http.fakes import Clock
 from tests.http.world import (
     DOCUMENT,
@@ -78,16 +77,6 @@ class RotatesOnce(httpx.AsyncHTTPTransport):
             self.rotated = True
             await self._stack.service.rotation.rotate()
         return await super().handle_async_request(request)
-
-
-def buyer_of(stack: Stack) -> Buyer:
-    chain = stack.chain
-    return Buyer(
-        account=Account.from_key(chain.buyer_key),
-        limit=SpendingLimit("0.05", (Asset(f"eip155:{chain.chain_id}", chain.token.lower()),)),
-        policy=POLICY,
-        chain=ChainReader(chain.rpc),
-    )
 
 
 async def purchase(stack: Stack, transport: PayingTransport) -> Purchase:
@@ -155,7 +144,7 @@ def sent(stack: Stack) -> int:
 async def test_a_purchase_during_a_rotation_verifies_in_full(own: Stack, when: Moment, keyset: str) -> None:
     old = now_of(own)
     transport = RotatesOnce(own, when)
-    bought = await purchase(own, PayingTransport(buyer_of(own), transport))
+    bought = await purchase(own, PayingTransport(buyer_of(own, POLICY), transport))
     assert transport.rotated
     assert digest_of(bought.bundle) == {"old": old, "new": now_of(own)}[keyset]
     assert bought.verdict.exit_code == 0
@@ -167,7 +156,7 @@ async def test_a_purchase_during_a_rotation_verifies_in_full(own: Stack, when: M
 
 async def test_an_old_purchase_verifies_until_its_keyset_expires(own: Stack) -> None:
     transport = RotatesOnce(own, lambda request: PAYMENT_HEADER in request.headers)
-    bundle = (await purchase(own, PayingTransport(buyer_of(own), transport))).bundle
+    bundle = (await purchase(own, PayingTransport(buyer_of(own, POLICY), transport))).bundle
     assert (await verify_later(own, bundle)).exit_code == 0
     await own.service.rotation.rotate()
     assert await keyset_in(own, "main") == now_of(own), "the old record has gone"
@@ -182,7 +171,7 @@ def parse_report_end(bundle: Bundle) -> int:
 
 
 async def test_a_buyer_who_knows_the_service_learns_its_new_keys(own: Stack) -> None:
-    transport = PayingTransport(buyer_of(own))
+    transport = PayingTransport(buyer_of(own, POLICY))
     old = await transport.establish(httpx.URL(own.url))
     await own.service.rotation.rotate()
     bought = await purchase(own, transport)
@@ -294,8 +283,7 @@ async def test_keys_that_cannot_be_published_are_not_used(own: Stack, monkeypatc
 async def test_connections_and_pins_outlast_a_rotation(anvil: Anvil, tmp_path: Path) -> None:
     """The TLS key stays: a buyer who pinned it goes on, and attests the new keys over it."""
     async with running(anvil, tmp_path, tls="enclave") as own:
-        buyer = buyer_of(own)
-        transport = PayingTransport(replace(buyer, policy=POLICY.requiring("channel.tls")))
+        transport = PayingTransport(buyer_of(own, POLICY.requiring("channel.tls")))
         pinned = await transport.establish(httpx.URL(own.url))
         await own.service.rotation.rotate()
         bought = await purchase(own, transport)

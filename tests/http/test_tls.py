@@ -11,65 +11,28 @@ import httpx
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
-from eth_account import Account
 
 from attestation.checker import ServiceChecker
-from attestation.client import PURCHASE, Buyer, NotAcceptedError, PayingTransport, Purchase
+from attestation.client import PURCHASE, NotAcceptedError, PayingTransport, Purchase
 from attestation.policy import Policy
-from attestation.registry.view import ChainReader
-from attestation.spending import Asset, SpendingLimit
 from attestation.tls import make_certificate, pinned_context, server_context, spki_sha256
 from attestation.verdict import Status
-from service.boot import boot
 from service.localchain.anvil import Anvil
-from service.localchain.deploy import LocalChain, deploy
-from service.localchain.stack import local_settings
-from service.server import listening, serve
+from tests.http.conftest import Stack, buyer_of, running
 from tests.http.world import DOCUMENT
-from tests.models import FakeServer, fake_openai, served
 
 pytestmark = [pytest.mark.xdist_group("http"), pytest.mark.asyncio(loop_scope="session")]
 
 NOW = 1_790_000_000
 SIMULATED = Policy(allow_simulated=True)
-
-
-@dataclass
-class Shop:
-    """A service that serves HTTPS with a key of the enclave."""
-
-    url: str
-    port: int
-    chain: LocalChain
-
-    def buyer(self) -> Buyer:
-        return Buyer(
-            account=Account.from_key(self.chain.buyer_key),
-            limit=SpendingLimit("0.05", (Asset(f"eip155:{self.chain.chain_id}", self.chain.token.lower()),)),
-            policy=SIMULATED.requiring_chain().requiring("channel.tls"),
-            chain=ChainReader(self.chain.rpc),
-        )
+DEMANDING = SIMULATED.requiring_chain().requiring("channel.tls")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def shop(anvil: Anvil, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shop]:
-    chain = await asyncio.to_thread(deploy, anvil.rpc)
-    model, directory = FakeServer(), tmp_path_factory.mktemp("tls")
-    with listening(0, exact=False) as listener:
-        port = listener.getsockname()[1]
-        async with served(fake_openai(model, "none")) as model_url:
-            settings = local_settings(
-                chain,
-                model="unused",
-                port=port,
-                ledger=directory / "ledger.db",
-                cache_dir=directory,
-                threads=1,
-                backend=f"openai:{model_url}/v1#{model.model}",
-                tls="enclave",
-            )
-            async with boot(settings) as service, serve(service, [listener]):
-                yield Shop(settings.origin, port, chain)
+async def shop(anvil: Anvil, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A service that serves HTTPS with a key of the enclave."""
+    async with running(anvil, tmp_path_factory.mktemp("tls"), tls="enclave") as stack:
+        yield stack
 
 
 @dataclass
@@ -98,10 +61,10 @@ class Middleman:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def middleman(shop: Shop) -> AsyncIterator[tuple[Middleman, str]]:
+async def middleman(shop: Stack) -> AsyncIterator[tuple[Middleman, str]]:
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = make_certificate(key, host="127.0.0.1", now=NOW)
-    man = Middleman(shop.port)
+    man = Middleman(shop.service.settings.port)
     server = await asyncio.start_server(man.handle, "127.0.0.1", 0, ssl=server_context(key, certificate))
     yield man, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     server.close()
@@ -113,18 +76,18 @@ def purchase_of(response: httpx.Response) -> Purchase:
     return found
 
 
-async def test_a_purchase_over_the_attested_key_passes_the_channel_check(shop: Shop) -> None:
-    async with httpx.AsyncClient(transport=PayingTransport(shop.buyer()), timeout=30) as http:
+async def test_a_purchase_over_the_attested_key_passes_the_channel_check(shop: Stack) -> None:
+    async with httpx.AsyncClient(transport=PayingTransport(buyer_of(shop, DEMANDING)), timeout=30) as http:
         response = await http.post(f"{shop.url}/v1/summarize", json={"document": DOCUMENT})
     verdict = purchase_of(response).verdict
     assert verdict.check("channel.tls").status is Status.PASS
     assert verdict.exit_code == 0
 
 
-async def test_the_document_never_reaches_a_man_in_the_middle(shop: Shop, middleman: tuple[Middleman, str]) -> None:
+async def test_the_document_never_reaches_a_man_in_the_middle(shop: Stack, middleman: tuple[Middleman, str]) -> None:
     man, url = middleman
     word = f"secret{secrets.token_hex(8)}"
-    async with httpx.AsyncClient(transport=PayingTransport(shop.buyer()), timeout=30) as http:
+    async with httpx.AsyncClient(transport=PayingTransport(buyer_of(shop, DEMANDING)), timeout=30) as http:
         with pytest.raises(NotAcceptedError) as refused:
             await http.post(f"{url}/v1/summarize", json={"document": f"{DOCUMENT} {word}"})
     assert refused.value.verdict.check("channel.tls").status is Status.FAIL
@@ -133,14 +96,14 @@ async def test_the_document_never_reaches_a_man_in_the_middle(shop: Shop, middle
     assert word.encode() not in man.heard
 
 
-async def test_consent_to_less_does_not_make_a_wrong_key_right(shop: Shop, middleman: tuple[Middleman, str]) -> None:
+async def test_consent_to_less_does_not_make_a_wrong_key_right(shop: Stack, middleman: tuple[Middleman, str]) -> None:
     _, url = middleman
     async with ServiceChecker(policy=SIMULATED) as checker:
         found = await checker.attest(httpx.URL(url))
     assert found.verdict.exit_code == 1
 
 
-async def test_after_attesting_no_other_key_is_spoken_to(shop: Shop, middleman: tuple[Middleman, str]) -> None:
+async def test_after_attesting_no_other_key_is_spoken_to(shop: Stack, middleman: tuple[Middleman, str]) -> None:
     """The service's address is taken over by somebody else once it has been attested."""
     man, url = middleman
     async with ServiceChecker(policy=SIMULATED) as checker:
@@ -177,7 +140,7 @@ def handshake(key: ec.EllipticCurvePrivateKey, certificate: bytes, client: ssl.S
     return all(done.values())
 
 
-async def test_a_keyset_that_lists_a_key_is_not_to_be_had_without_tls(shop: Shop) -> None:
+async def test_a_keyset_that_lists_a_key_is_not_to_be_had_without_tls(shop: Stack) -> None:
     async with ServiceChecker(policy=SIMULATED) as checker:
         with pytest.raises(httpx.TransportError):
             await checker.attest(httpx.URL(shop.url.replace("https:", "http:")))
