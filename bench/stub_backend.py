@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Final
 
-from attestation.digest import jcs
 from service.inference.backend import Completion, GenerationParams, Message, ModelIdentity, TokenCount
 
 MODEL: Final = ModelIdentity("stub-1", "ab" * 32, "measured", 8_192, None, "stub")
-TEXT: Final = "The commission decides in March what becomes of the old terminal."
+ANSWER: Final = Completion(
+    "The commission decides in March what becomes of the old terminal.", "stop", 450, 12, b'{"model":"stub-1"}'
+)
 TOKENS: Final = TokenCount(450, 450)
 
 
@@ -21,7 +22,7 @@ class StubBackend:
         return TOKENS
 
     async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:
-        return Completion(TEXT, "stop", 450, 12, jcs([message.to_json() for message in messages]))
+        return ANSWER
 
     async def health(self) -> None:
         """Always well."""
