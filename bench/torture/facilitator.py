@@ -1,4 +1,4 @@
-"""A facilitator that misbehaves, in a process of its own. It does settle on the chain, sometimes, and says what it likes.
+"""A facilitator that misbehaves, in a process of its own: it settles on the chain, sometimes, and says what it likes.
 
 ``--modes`` names what it draws from, request by request; `MODES` says what each does. Prints ``listening PORT``.
 """
@@ -9,6 +9,7 @@ import json
 import random
 import secrets
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import aiohttp
@@ -37,6 +38,7 @@ MODES: Final = {
     "lie-network": "settles and says so for another network",
     "lie-payer": "settles and says so for another payer",
     "lie-failed": "settles and says that the payer has not enough money",
+    "lie-failed-late": "says that the payer has not enough money, and settles some seconds later",
     "twice": "settles twice and answers twice",
     "hang": "does nothing and says nothing, ever",
     "hang-after": "settles and says nothing, ever",
@@ -87,8 +89,7 @@ class Relayer:
             }
             raw = self._account.sign_transaction(transaction).raw_transaction
             sent = str(await self._ask("eth_sendRawTransaction", "0x" + raw.hex()))
-        while await self._ask("eth_getTransactionReceipt", sent) is None:
-            await asyncio.sleep(0.02)
+        await until_mined(lambda: self._ask("eth_getTransactionReceipt", sent))
         return sent
 
     async def close(self) -> None:
@@ -98,6 +99,12 @@ class Relayer:
         request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         async with self._http.post(self._rpc, json=request) as response:
             return (await response.json())["result"]
+
+
+async def until_mined(receipt: Callable[[], Awaitable[Any]]) -> None:
+    """Return once there is a receipt; a node announces none over HTTP."""
+    while await receipt() is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
 
 
 class Misbehaving:
@@ -135,7 +142,7 @@ class Misbehaving:
         mode = random.choice(self._modes)  # noqa: S311 - not a secret
         self.drawn[mode] += 1
         transport = request.transport
-        if mode == "late":
+        if mode in {"late", "lie-failed-late"}:
             task = asyncio.create_task(self._much_later(asked))
             self._later.add(task)
             task.add_done_callback(self._later.discard)
@@ -152,6 +159,8 @@ class Misbehaving:
             return self._yes(asked, "0x" + secrets.token_hex(32))
         if mode == "lie-other":
             return self._yes(asked, self._last)
+        if mode == "lie-failed-late":
+            return self._no()
         transaction = await self._relayer.execute(asked)
         answer = self._yes(asked, transaction)
         if mode == "honest":
@@ -172,8 +181,7 @@ class Misbehaving:
         elif mode == "lie-payer":
             answer = self._yes(asked, transaction, payer="0x" + "ee" * 20)
         elif mode == "lie-failed":
-            no = {"success": False, "errorReason": "insufficient_funds", "transaction": "", "network": self._network}
-            answer = web.json_response(no)
+            answer = self._no()
         elif mode == "twice":
             await self._relayer.execute(asked)
             body = json.dumps({"success": True, "transaction": transaction, "network": self._network}).encode()
@@ -189,6 +197,10 @@ class Misbehaving:
     def _yes(self, asked: dict[str, Any], transaction: str, **instead: str) -> web.Response:
         payer = asked["paymentPayload"]["payload"]["authorization"]["from"]
         said = {"success": True, "transaction": transaction, "network": self._network, "payer": payer, **instead}
+        return web.json_response(said)
+
+    def _no(self) -> web.Response:
+        said = {"success": False, "errorReason": "insufficient_funds", "transaction": "", "network": self._network}
         return web.json_response(said)
 
 

@@ -12,7 +12,7 @@ from eth_account import Account
 from bench.process import server
 from bench.torture import facilitator as misbehaving
 from bench.torture.stage import Stage
-from bench.torture.world import WorldError, new_operator
+from bench.torture.world import new_operator
 
 Scenario = Callable[[Stage], Awaitable[None]]
 
@@ -35,7 +35,7 @@ async def killed_service(on: Stage) -> None:
                     await service.start()
                 await asyncio.sleep(on.random.uniform(0.02, 0.5))
             service.kill()
-            found.update({state: 1 for state in on.states()})
+            found.update(on.states().keys())
 
     await on.under_load(chaos)
     on.notes["kills"] = on.size.kills
@@ -101,8 +101,13 @@ async def dropped_transactions(on: Stage) -> None:
 
 async def lying_facilitator(on: Stage) -> None:
     """A remote facilitator that does all that `bench.torture.facilitator` can do, but hang."""
-    modes = [mode for mode in misbehaving.MODES if not mode.startswith("hang")]
+    modes = [mode for mode in misbehaving.MODES if not mode.startswith("hang") and mode != "lie-failed-late"]
     await _remote(on, modes + ["honest"] * 6)
+
+
+async def treacherous_facilitator(on: Stage) -> None:
+    """A remote facilitator that refuses a payment for good, and executes it later."""
+    await _remote(on, ["lie-failed-late", *["honest"] * 4])
 
 
 async def hanging_facilitator(on: Stage) -> None:
@@ -198,6 +203,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         stalled_chain,
         dropped_transactions,
         lying_facilitator,
+        treacherous_facilitator,
         hanging_facilitator,
         hung_up,
         one_authorization_for_many,

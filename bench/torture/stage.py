@@ -98,10 +98,14 @@ class Stage:
 
     def states(self) -> Counter[str]:
         """The states of all payments in the SQLite ledger, read past the product."""
-        with contextlib.closing(sqlite3.connect(f"file:{self.ledger_file}?mode=ro", uri=True)) as file:
-            with contextlib.suppress(sqlite3.OperationalError):  # it is being made
-                return Counter(dict(file.execute("select state, count(*) from payments group by state")))
+        counted = "select state, count(*) from payments group by state"
+        # Without its tables, it is being made just now.
+        with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(self._ledger()) as file:
+            return Counter(dict(file.execute(counted)))
         return Counter()
+
+    def _ledger(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{self.ledger_file}?mode=ro", uri=True)
 
 
 @asynccontextmanager
