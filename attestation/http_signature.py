@@ -31,6 +31,8 @@ from attestation.keyset import PublicKey
 
 TAG: Final = "x402-response"
 LABEL: Final = "sig"
+STREAM_TYPE: Final = "text/event-stream"
+"""Media type of a streamed answer, whose head is signed before its body exists."""
 DIRECTORY_PATH: Final = "/.well-known/http-message-signatures-directory"
 
 COVERED_FIELDS: Final = (
@@ -100,17 +102,29 @@ def sign_response(exchange: Exchange, signer: HttpSigner, *, created: int) -> di
     Raises:
         MalformedError: the request's URL or a field cannot be expressed in a signature.
     """
-    digest = content_digest(exchange.body)
-    headers = {**exchange.headers, "content-digest": digest}
-    components = required_components(exchange.url, headers)
-    parameters = f'({" ".join(components)});created={created};keyid="{signer.http_key_id}";alg="ed25519";tag="{TAG}"'
-    base = _signature_base(exchange, headers, components, parameters)
-    signature = encoding.b64(signer.sign_http(base))
-    return {
-        "content-digest": digest,
-        "signature-input": f"{LABEL}={parameters}",
-        "signature": f"{LABEL}=:{signature}:",
-    }
+    digest = {"content-digest": content_digest(exchange.body)}
+    headers = {**exchange.headers, **digest}
+    return {**digest, **_signed(exchange, headers, signer, created)}
+
+
+def sign_stream_head(exchange: Exchange, signer: HttpSigner, *, created: int) -> dict[str, str]:
+    """The fields to add to the head of a streamed response: Signature-Input and Signature, and no Content-Digest.
+
+    The signature covers what `sign_response` covers, but for the body, which is not known yet. Only the receipt binds
+    the body, and a client must fetch it after the stream's end (docs/formats.md, "Streamed answers").
+
+    Args:
+        exchange: the response, complete but for these fields; its `body` is not looked at.
+        signer: holds the http key.
+        created: unix seconds.
+
+    Raises:
+        MalformedError: the response is not a stream or carries a Content-Digest; its URL or a field cannot be expressed
+            in a signature.
+    """
+    if (problem := _no_stream_head(exchange.headers)) is not None:
+        raise MalformedError("response", problem)
+    return _signed(exchange, exchange.headers, signer, created)
 
 
 def content_digest(body: bytes) -> str:
@@ -132,35 +146,44 @@ def verify_response(exchange: Exchange, key: PublicKey, *, now: int) -> int:
     Raises:
         EvidenceError: unsigned, signed by another key, changed, or not covering what it must.
     """
-    try:
-        public_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.public_key))
-        verifier = _Verifier(
-            signature_algorithm=ED25519,
-            key_resolver=MappingKeyResolver(public_keys={key.key_id: public_key}, private_keys={}),
-        )
-        verifier.now = now
-        results = verifier.verify(
-            _message(exchange, exchange.headers),
-            max_age=None,
-            expect_tag=TAG,
-            require_components=required_components(exchange.url, exchange.headers),
-            body=exchange.body,
-        )
-    except InvalidSignature as error:
-        raise EvidenceError(f"the response signature does not hold: {str(error) or 'wrong signature'}") from error
-    except (HTTPMessageSignaturesException, ValueError, TypeError) as error:
-        raise EvidenceError(f"the response signature is malformed: {error}") from error
-    canonical = _CANONICAL_INPUT.fullmatch(exchange.headers["signature-input"])
-    if len(results) != 1 or not canonical or _canonical(exchange.headers["signature"]) is None:
-        raise EvidenceError("the response must carry exactly one signature, in canonical form")
-    return int(results[0].parameters["created"])
+    return _verified(exchange, key, now, exchange.body)
 
 
-def required_components(url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
-    """What a response's signature must cover (RFC 9421 section 2), as serialized component identifiers."""
+def verify_stream_head(exchange: Exchange, key: PublicKey, *, now: int) -> int:
+    """Check the signed head of a streamed response, as `verify_response` does, but for the body.
+
+    What comes after the head is not covered: it is worth nothing until a receipt names its hash.
+
+    Args:
+        exchange: request and response; `body` is not looked at.
+        key: the `ed25519-rfc9421` key of an established keyset.
+        now: unix seconds.
+
+    Returns:
+        When the signature was made, in unix seconds by the service's clock.
+
+    Raises:
+        EvidenceError: not a stream's head, or whatever `verify_response` refuses.
+    """
+    if (problem := _no_stream_head(exchange.headers)) is not None:
+        raise EvidenceError(f"the response {problem}")
+    return _verified(exchange, key, now, None)
+
+
+def is_stream(headers: Mapping[str, str]) -> bool:
+    """Whether a response is a stream of server-sent events, by its media type (RFC 9110 section 8.3.1)."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == STREAM_TYPE
+
+
+def required_components(url: str, headers: Mapping[str, str], *, stream: bool = False) -> tuple[str, ...]:
+    """What a response's signature must cover (RFC 9421 section 2), as serialized component identifiers.
+
+    `stream` leaves out the digest of the body.
+    """
     names = _REQUEST_COMPONENTS if urlsplit(url).query else _REQUEST_COMPONENTS[:-1]
     request = (f'"{name}";req' for name in names)
-    return ('"@status"', *request, '"content-digest"', *(f'"{name}"' for name in COVERED_FIELDS if name in headers))
+    digest = () if stream else ('"content-digest"',)
+    return ('"@status"', *request, *digest, *(f'"{name}"' for name in COVERED_FIELDS if name in headers))
 
 
 def key_directory(*keys: PublicKey) -> dict[str, Any]:
@@ -179,6 +202,46 @@ def key_directory(*keys: PublicKey) -> dict[str, Any]:
         ],
         "purpose": TAG,
     }
+
+
+def _no_stream_head(headers: Mapping[str, str]) -> str | None:
+    """What keeps a response from being signed without its body, or None."""
+    if not is_stream(headers):
+        return f"is not {STREAM_TYPE}: its signature must cover its body"
+    return "is a stream and carries a Content-Digest" if "content-digest" in headers else None
+
+
+def _signed(exchange: Exchange, headers: Mapping[str, str], signer: HttpSigner, created: int) -> dict[str, str]:
+    components = required_components(exchange.url, headers, stream="content-digest" not in headers)
+    parameters = f'({" ".join(components)});created={created};keyid="{signer.http_key_id}";alg="ed25519";tag="{TAG}"'
+    signature = encoding.b64(signer.sign_http(_signature_base(exchange, headers, components, parameters)))
+    return {"signature-input": f"{LABEL}={parameters}", "signature": f"{LABEL}=:{signature}:"}
+
+
+def _verified(exchange: Exchange, key: PublicKey, now: int, body: bytes | None) -> int:
+    """When a signature was made that holds; a `body` of None is not covered by it."""
+    try:
+        public_key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.public_key))
+        verifier = _Verifier(
+            signature_algorithm=ED25519,
+            key_resolver=MappingKeyResolver(public_keys={key.key_id: public_key}, private_keys={}),
+        )
+        verifier.now = now
+        results = verifier.verify(
+            _message(exchange, exchange.headers),
+            max_age=None,
+            expect_tag=TAG,
+            require_components=required_components(exchange.url, exchange.headers, stream=body is None),
+            body=body,
+        )
+    except InvalidSignature as error:
+        raise EvidenceError(f"the response signature does not hold: {str(error) or 'wrong signature'}") from error
+    except (HTTPMessageSignaturesException, ValueError, TypeError) as error:
+        raise EvidenceError(f"the response signature is malformed: {error}") from error
+    canonical = _CANONICAL_INPUT.fullmatch(exchange.headers["signature-input"])
+    if len(results) != 1 or not canonical or _canonical(exchange.headers["signature"]) is None:
+        raise EvidenceError("the response must carry exactly one signature, in canonical form")
+    return int(results[0].parameters["created"])
 
 
 class _Verifier(HTTPMessageVerifier):

@@ -25,7 +25,9 @@ from attestation.http_signature import (
     key_directory,
     required_components,
     sign_response,
+    sign_stream_head,
     verify_response,
+    verify_stream_head,
 )
 from attestation.keyset import ALGO_HTTP, PublicKey
 
@@ -35,6 +37,8 @@ KEY = next(key for key in KEYS.public_keys() if key.algo == ALGO_HTTP)
 PLAIN = Exchange(
     "GET", "https://a.example/p?q=1", 200, {"content-type": "application/json", "x-receipt-id": "r"}, b"{}"
 )
+
+STREAM = replace(PLAIN, headers={**PLAIN.headers, "content-type": "text/event-stream; charset=utf-8"}, body=b"")
 
 
 def signed(exchange: Exchange = PLAIN, keys: KeyRing = KEYS, created: int = NOW) -> Exchange:
@@ -199,3 +203,59 @@ def test_what_is_signed_is_what_the_library_would_sign_and_nothing_else_is_signe
     assert fields["content-digest"] == ContentDigest.create(b"body")
     assert fields["signature-input"] == f"sig={expected.signature_params}"
     assert fields["signature"] == f"sig=:{b64(KEYS.sign_http(expected.signature_base))}:"
+
+
+# Streams: the head is signed before there is a body
+
+
+def head(exchange: Exchange = STREAM) -> Exchange:
+    return replace(exchange, headers={**exchange.headers, **sign_stream_head(exchange, KEYS, created=NOW)})
+
+
+def test_the_head_of_a_stream_verifies_whatever_comes_after_it() -> None:
+    assert verify_stream_head(head(), KEY, now=NOW) == NOW
+    assert verify_stream_head(replace(head(), body=b"data: anything\n\n"), KEY, now=NOW) == NOW
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(head(), status=201),
+        replace(head(), method="POST"),
+        replace(head(), url="https://a.example/other?q=1"),
+        replace(head(), url="https://b.example/p?q=1"),
+        replace(head(), headers={**head().headers, "x-receipt-id": "s"}),
+        replace(head(), headers={**head().headers, "payment-response": "e30="}),
+        replace(head(), headers={**head().headers, "content-type": "text/event-stream"}),
+        replace(head(), headers={**head().headers, "content-digest": signed().headers["content-digest"]}),
+        *(replace(head(), headers=without(head().headers, name)) for name in head().headers),
+    ],
+)
+def test_any_change_of_a_streams_head_is_refused(changed: Exchange) -> None:
+    with pytest.raises(EvidenceError):
+        verify_stream_head(changed, KEY, now=NOW)
+
+
+def test_a_streams_head_never_passes_for_a_signed_body() -> None:
+    refused(head())
+    refused(replace(head(), body=b"data: x\n\n"))
+
+
+def test_a_signed_body_never_passes_for_a_streams_head() -> None:
+    for exchange in (signed(), signed(STREAM)):
+        with pytest.raises(EvidenceError, match="the response is"):
+            verify_stream_head(exchange, KEY, now=NOW)
+        bare = replace(exchange, headers=without(exchange.headers, "content-digest"))
+        with pytest.raises(EvidenceError):
+            verify_stream_head(bare, KEY, now=NOW)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-streams", "text/plain; a=text/event-stream", ""])
+def test_only_a_stream_is_signed_without_its_body(kind: str) -> None:
+    with pytest.raises(MalformedError, match="must cover its body"):
+        sign_stream_head(replace(STREAM, headers={"content-type": kind}), KEYS, created=NOW)
+
+
+def test_a_stream_with_a_digest_is_not_signed_without_its_body() -> None:
+    with pytest.raises(MalformedError, match="carries a Content-Digest"):
+        sign_stream_head(signed(STREAM), KEYS, created=NOW)
