@@ -49,6 +49,7 @@ from service.inference.admission import Admission
 from service.inference.summary import Summarizer, SummaryOptions
 from service.payment.ledger import Ledger
 from service.payment.remote import RemoteFacilitator
+from service.readiness import Readiness
 from service.rotation import Rotation, rotation_lead
 from service.server import listening, serve
 from service.settings import Settings
@@ -148,6 +149,7 @@ async def ours(facilitator_url: str, directory: Path) -> AsyncIterator[Service]:
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
             facilitator=facilitator,
+            readiness=Readiness(facilitator, backend),
             ledger=ledger,
             calls=calls,
             tls=None,
