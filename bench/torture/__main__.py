@@ -6,12 +6,16 @@ import asyncio
 import secrets
 import sys
 import time
+from typing import Final
 
 from bench.process import server
 from bench.torture.scenarios import SCENARIOS
 from bench.torture.stage import SIZES, Size, account, stage
 from bench.torture.tally import Tally
 from bench.torture.world import Zygote
+
+SHOWN: Final = 5
+"""So many wrong counts of a scenario are told in full."""
 
 
 async def run(names: list[str], size: Size, seed: int) -> bool:
@@ -27,16 +31,19 @@ async def run(names: list[str], size: Size, seed: int) -> bool:
                 began = time.monotonic()
                 async with stage(size, model, zygote, seed) as on:
                     await SCENARIOS[name](on)
+                    if on.skipped is not None:
+                        print(f"{name:28} skipped: {on.skipped}", flush=True)
+                        continue
                     tally = await account(on)
                 _print(name, tally, time.monotonic() - began)
                 for note, value in on.notes.items():
                     print(f"    {note}: {value}")
                 if on.crowd is not None:
                     print(f"    answers verified: {on.crowd.verified}; responses: {dict(on.crowd.seen.most_common())}")
-                for words in tally.wrong[:20]:
+                for words in tally.wrong[:SHOWN]:
                     print(f"    WRONG: {words}")
-                if len(tally.wrong) > 20:
-                    print(f"    and {len(tally.wrong) - 20} more")
+                if len(tally.wrong) > SHOWN:
+                    print(f"    and {len(tally.wrong) - SHOWN} more")
                 good = good and not tally.wrong
     finally:
         zygote.close()

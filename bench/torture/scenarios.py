@@ -13,6 +13,7 @@ from bench.process import server
 from bench.torture import facilitator as misbehaving
 from bench.torture.stage import Stage
 from bench.torture.world import new_operator
+from bench.torture.worse import WORSE
 
 Scenario = Callable[[Stage], Awaitable[None]]
 
@@ -207,5 +208,6 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         hanging_facilitator,
         hung_up,
         one_authorization_for_many,
+        *WORSE,
     )
 }

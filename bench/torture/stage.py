@@ -5,7 +5,6 @@ import contextlib
 import random
 import sqlite3
 import tempfile
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from bench.orders import FAR
 from bench.process import Server
 from bench.torture.buyers import Buyers, Purchase
 from bench.torture.tally import Tally, charges, count
 from bench.torture.world import Blockchain, ServiceProcess, Zygote, environment, fund
 from service.localchain.deploy import LocalChain
+from tests.postgres import Postgres, PostgresMissingError
 
 PRICE: Final = 10_000
 """Atomic units of one call: one cent, the price that settings have by default."""
@@ -58,9 +59,12 @@ class Stage:
     zygote: Zygote
     closing: AsyncExitStack
     random: random.Random
+    ledger_file: Path
     notes: dict[str, object] = field(default_factory=dict)
     services: list[ServiceProcess] = field(default_factory=list)
     crowd: Buyers | None = None
+    skipped: str | None = None
+    """Why this machine cannot stage it, when it cannot."""
     rest_seconds: float = 0.0
     """How long after calm somebody may still settle something."""
 
@@ -74,15 +78,11 @@ class Stage:
         self.services.append(made)
         return made
 
-    @property
-    def ledger_file(self) -> Path:
-        return self.directory / "ledger.db"
-
-    async def buyers(self, urls: Sequence[str], *, now: Callable[[], int] = lambda: int(time.time())) -> Buyers:
+    async def buyers(self, urls: Sequence[str], *, judge: bool = True, valid_before: int = FAR) -> Buyers:
         """The scenario's buyers, who know the terms by now."""
-        self.crowd = Buyers(urls, key=self.chain.buyer_key, now=now)
+        self.crowd = Buyers(urls, key=self.chain.buyer_key, judge=judge)
         self.closing.push_async_callback(self.crowd.close)
-        await self.crowd.begin()
+        await self.crowd.begin(valid_before=valid_before)
         return self.crowd
 
     async def under_load(self, chaos: Callable[[], Awaitable[None]]) -> None:
@@ -95,6 +95,17 @@ class Stage:
         finally:
             over.set()
             await buying
+
+    def postgres(self) -> Postgres | None:
+        """A running PostgreSQL of this scenario's own; where there is none, the scenario is skipped."""
+        try:
+            database = Postgres()
+        except PostgresMissingError as error:
+            self.skipped = str(error)
+            return None
+        self.closing.callback(database.close)
+        database.start()
+        return database
 
     def states(self) -> Counter[str]:
         """The states of all payments in the SQLite ledger, read past the product."""
@@ -118,14 +129,15 @@ async def stage(size: Size, model: Server, zygote: Zygote, seed: int) -> AsyncIt
         await blockchain.start()
         chain = await asyncio.to_thread(fund, blockchain.rpc)
         made = Stage(
-            size,
-            directory,
-            blockchain,
-            chain,
-            model,
-            zygote,
-            closing,
-            random.Random(seed),  # noqa: S311 - not a secret
+            size=size,
+            directory=directory,
+            blockchain=blockchain,
+            chain=chain,
+            model=model,
+            zygote=zygote,
+            closing=closing,
+            random=random.Random(seed),  # noqa: S311 - not a secret
+            ledger_file=directory / "ledger.db",
         )
         try:
             yield made
@@ -138,11 +150,17 @@ async def account(on: Stage) -> Tally:
     """Let everything come to rest, give every buyer a last chance, and count."""
     buyers = on.crowd
     assert buyers is not None
+    buyers.judge = True
     await on.blockchain.calm()
     for service in on.services:
         if not service.alive:
             await service.start()
     over = asyncio.Event()
+    await asyncio.sleep(on.rest_seconds)
+    charged = (await charges(on.blockchain, on.chain)).transactions
+    for made in buyers.purchases:
+        if made.payment.nonce in charged and not made.answers:
+            made.refused = None  # whatever it was told before: it was charged, and is owed an answer
     unfinished = [made for made in buyers.purchases if not made.answers and made.refused is None]
     on.notes["finished at the end"] = len(unfinished)
     answered = [made for made in buyers.purchases if made.answers]
@@ -164,7 +182,6 @@ async def account(on: Stage) -> Tally:
         for made in again:
             group.create_task(present(made))
     patience.cancel()
-    await asyncio.sleep(on.rest_seconds)
     tally = count(buyers.purchases, await charges(on.blockchain, on.chain), price=PRICE)
     if pending := await on.blockchain.pending():
         tally.wrong.append(f"{pending} transactions still wait for a block")
