@@ -69,10 +69,21 @@ class Purse:
         terms: the 402 document; its first `accepts` is paid.
         key: the payer's private key; a random one when None.
         valid_before: unix seconds.
+        echo_resource: say in the payment what it is for, as the SDK's clients do. One that may be presented to any of
+            several addresses must not: x402 leaves it to the payer.
     """
 
-    def __init__(self, terms: Mapping[str, Any], *, key: bytes | None = None, valid_before: int = FAR) -> None:
-        self._terms = terms
+    def __init__(
+        self,
+        terms: Mapping[str, Any],
+        *,
+        key: bytes | None = None,
+        valid_before: int = FAR,
+        echo_resource: bool = True,
+    ) -> None:
+        self._common = {"x402Version": 2, "accepted": terms["accepts"][0]}
+        if echo_resource:
+            self._common["resource"] = terms["resource"]
         self._accepted = terms["accepts"][0]
         domain = {
             "name": self._accepted["extra"]["name"],
@@ -101,9 +112,7 @@ class Purse:
         digest = keccak(b"\x19\x01" + self._domain + keccak(self._struct + nonce))
         signed = self._key.sign_recoverable(digest, hasher=None)
         document = {
-            "x402Version": 2,
-            "resource": self._terms["resource"],
-            "accepted": self._accepted,
+            **self._common,
             "payload": {
                 "authorization": {**self._message, "nonce": "0x" + nonce.hex()},
                 "signature": "0x" + signed[:64].hex() + f"{signed[64] + 27:02x}",

@@ -99,7 +99,7 @@ class Buyers:
         if terms is None or terms.status != 402:
             raise RuntimeError("the service does not say what a call costs")
         document = json.loads(terms.body)
-        self._purse = Purse(document, key=self._key, valid_before=valid_before)
+        self._purse = Purse(document, key=self._key, valid_before=valid_before, echo_resource=False)
 
     def order(self) -> Purchase:
         """A new request with a new payment."""
