@@ -152,6 +152,14 @@ async def account(on: Stage) -> Tally:
     assert buyers is not None
     buyers.judge = True
     await on.blockchain.calm()
+    blocks = asyncio.create_task(on.blockchain.mine_steadily())
+    try:
+        return await _account(on, buyers)
+    finally:
+        blocks.cancel()
+
+
+async def _account(on: Stage, buyers: Buyers) -> Tally:
     for service in on.services:
         if not service.alive:
             await service.start()

@@ -24,6 +24,7 @@ CACHE_DIR: Final = Path.home() / ".cache" / "tollseal"
 CHAIN_ID: Final = 84532
 START_SECONDS: Final = 60
 LOOK_EVERY_SECONDS: Final = 0.01
+BLOCK_SECONDS: Final = 0.2
 RICH: Final = 10**15
 """Atomic units: what the buyer of a torture owns."""
 
@@ -102,6 +103,12 @@ class Blockchain:
         self.resume()
         await self.ask("evm_setAutomine", True)
         await self.ask("evm_mine")
+
+    async def mine_steadily(self) -> None:
+        """Further blocks, until cancelled: whoever waits for several of them waits in vain on a chain that is calm."""
+        while True:
+            await asyncio.sleep(BLOCK_SECONDS)
+            await self.ask("evm_mine")
 
     async def pending(self) -> int:
         """How many transactions wait for a block."""

@@ -145,11 +145,11 @@ async def reorganised_chain(on: Stage) -> None:
     async def chaos() -> None:
         nonlocal lost
         await on.blockchain.ask("evm_setAutomine", False)
-        for _ in range(on.size.rounds * 4):
-            await asyncio.sleep(on.random.uniform(0.1, 0.4))
+        for _ in range(on.size.rounds * 16):
+            await asyncio.sleep(on.random.uniform(0.05, 0.25))
             await on.blockchain.ask("evm_mine")
-            if on.random.random() < 0.4:
-                last = await on.blockchain.ask("eth_getBlockByNumber", "latest", False)
+            last = await on.blockchain.ask("eth_getBlockByNumber", "latest", False)
+            if last["transactions"] and on.random.random() < 0.5:
                 lost += len(last["transactions"])
                 await on.blockchain.ask("anvil_reorg", 1, [])
 
