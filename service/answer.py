@@ -7,7 +7,7 @@ enclave; together with a transaction, body and receipts follow from it.
 
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from pydantic_core import from_json, to_json
@@ -47,11 +47,14 @@ class Request:
     body: bytes
     """The exact bytes on the wire."""
     resource_url: str
+    body_hash: str = field(init=False)
+    digest: str = field(init=False)
+    """What a payment is bound to in the ledger."""
 
-    @property
-    def digest(self) -> str:
-        """What a payment is bound to in the ledger."""
-        return jcs_digest({"endpoint": self.endpoint, "method": self.method, "body": digest(self.body)})
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "body_hash", digest(self.body))
+        whole = {"endpoint": self.endpoint, "method": self.method, "body": self.body_hash}
+        object.__setattr__(self, "digest", jcs_digest(whole))
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +280,7 @@ def _context(row: Row) -> bytes:
 def _identified(request: Request, credentials: Credentials) -> tuple[Mapping[str, Any], ...]:
     agent = credentials.identity.agent
     return (
-        {"type": REQUEST_RECEIVED, "body_hash": digest(request.body)},
+        {"type": REQUEST_RECEIVED, "body_hash": request.body_hash},
         {"type": AGENT_IDENTIFIED, "agent_registry": agent.registry_id, "agent_id": agent.agent_id},
         {"type": BUILD_IDENTIFIED, "manifest_digest": credentials.identity.manifest_digest},
     )
