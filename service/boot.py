@@ -106,7 +106,7 @@ async def boot(
             raise BootError("payments could not be settled: " + "; ".join(problems))
 
         # Before the chain is told of keys: without a ledger they would never serve anybody.
-        ledger = await Ledger.open(settings.ledger_url)
+        ledger = await Ledger.open(settings.ledger_url, owner=settings.replica, retention=settings.retention)
         stack.push_async_callback(ledger.close)
 
         keys = KeyRing.generate()
@@ -117,7 +117,7 @@ async def boot(
         agent, keyset = await _register(settings, operator, keys, tls_keys, digest, now=clock())
         report(f"agent {agent}")
 
-        await reconcile(ledger, facilitator, clock())
+        await reconcile(ledger, facilitator, clock, owner=settings.replica)
         await ledger.prune(now=clock())
         identity = Identity(keyset=keyset, manifest_digest=digest, agent=agent)
         lifetime = settings.keyset_lifetime_seconds

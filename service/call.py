@@ -62,6 +62,9 @@ TRIAL: Final = b"tollseal: does this key sign?"
 
 _log: Final = logging.getLogger(__name__)
 
+LEASE_SECONDS: Final = 3_900
+"""How long a call is left alone by other replicas: the longest inference, and its settlement."""
+
 RETRY_AFTER_SECONDS: Final = 2
 """When a buyer is told to come back about a payment whose outcome is not known: about one block."""
 
@@ -224,7 +227,7 @@ class PaidCalls:
             raise ComeBackError(f"{error}; nothing was charged") from error
         if isinstance(verified, Invalid):
             raise PaymentRefusedError(f"{verified.reason}: {verified.message}")
-        match await self._ledger.reserve(authorization, request.digest, self._clock()):
+        match await self._ledger.reserve(authorization, request.digest, self._clock(), lease_seconds=LEASE_SECONDS):
             case Conflict():
                 raise PaymentConflictError("this payment was used for another request")
             case Existing(row) if row.state is State.RESERVED:

@@ -49,7 +49,7 @@ class Postgres:
         if self._user is not None:
             os.chown(secret, self._user, -1)
         init = ["--auth=scram-sha-256", f"--pwfile={secret}", f"--username={USER}", "--no-sync", "--encoding=UTF8"]
-        command = [self._programs / "initdb", "-D", self._data, "--locale=C", *init]
+        command: list[str | Path] = [self._programs / "initdb", "-D", self._data, "--locale=C", *init]
         subprocess.run(command, user=self._user, cwd=self._directory, check=True, capture_output=True)
 
     @property
@@ -58,9 +58,9 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server and wait until it takes connections."""
-        command = [self._programs / "postgres", "-D", self._data, "-k", self._directory, "-c", "listen_addresses="]
+        where: list[str | Path] = ["-D", self._data, "-k", self._directory, "-c", "listen_addresses="]
         self._process = subprocess.Popen(
-            [*command, *self._options],
+            [self._programs / "postgres", *where, *self._options],
             user=self._user,
             cwd=self._directory,
             stdout=subprocess.DEVNULL,
@@ -112,17 +112,21 @@ class Postgres:
             connection.execute(f"CREATE DATABASE {name}".encode())
         return f"postgresql+psycopg://{USER}:{self.password}@/{name}?host={self._directory}"
 
+    def drop_database(self, url: str) -> None:
+        """Remove a database, whoever is still connected to it."""
+        with self.connect("postgres") as connection:
+            connection.execute(f"DROP DATABASE {_name(url)} WITH (FORCE)".encode())
+
     def connect(self, database: str) -> psycopg.Connection:
         """A connection past the product, in autocommit mode. `database` is a name or a URL of `create_database`."""
-        name = database.partition("?")[0].rpartition("/")[2]
         return psycopg.connect(
-            host=str(self._directory), user=USER, password=self.password, dbname=name, autocommit=True
+            host=str(self._directory), user=USER, password=self.password, dbname=_name(database), autocommit=True
         )
 
     def close(self) -> None:
         """Stop it and remove its data."""
         if self._process is not None and self._process.poll() is None:
-            self.stop()
+            self.kill()  # nothing of it is needed any more
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _end(self, number: int) -> None:
@@ -145,6 +149,10 @@ def programs() -> Path:
         if (candidate / "initdb").exists() and (candidate / "postgres").exists():
             return candidate
     raise PostgresMissingError("no initdb on PATH or in /usr/lib/postgresql/*/bin (Debian: postgresql)")
+
+
+def _name(database: str) -> str:
+    return database.partition("?")[0].rpartition("/")[2]
 
 
 def _unprivileged() -> int | None:
@@ -189,6 +197,8 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def postgres_url(postgres: Postgres) -> str:
-    """An empty database."""
-    return postgres.create_database()
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """An empty database, removed after the test: after a kill the server looks through the files of all."""
+    url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)

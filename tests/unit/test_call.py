@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -123,7 +124,7 @@ class Shop:
 
     async def left_in(self, state: State) -> Row:
         """The payment's row as a process that stopped in `state` leaves it, with an answer that nobody can read."""
-        reserved = await self.ledger.reserve(self.authorization, REQUEST.digest, NOW)
+        reserved = await self.ledger.reserve(self.authorization, REQUEST.digest, NOW, lease_seconds=600)
         assert isinstance(reserved, Reserved)
         row = reserved.row
         steps: dict[State, Callable[[Row], Awaitable[object]]] = {
@@ -144,7 +145,7 @@ class Shop:
 
 @pytest.fixture
 async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
-    opened = await Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}")
+    opened = await Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", owner="main")
     yield opened
     await opened.close()
 
@@ -437,7 +438,7 @@ async def test_after_a_restart_every_payment_ends_in_an_answer_and_one_charge(
     if executed and state in (State.SETTLING, State.UNKNOWN):
         shop.facilitator.executed(shop.authorization)
     after = shop.restarted()
-    await reconcile(after.ledger, after.facilitator, after.clock())
+    await reconcile(after.ledger, after.facilitator, after.clock, owner="main")
     answer = await after.buy()
     check_signature(parse_receipt(answer.receipt), after.identity.keyset)
     assert await after.state() is State.SETTLED
@@ -716,11 +717,12 @@ steps = st.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(script=st.lists(steps, min_size=1, max_size=5), lasting=st.booleans())
 def test_no_history_charges_twice_or_gives_an_answer_away(script: list[Step], lasting: bool) -> None:
-    asyncio.run(history(script, lasting=lasting))
+    with TemporaryDirectory() as directory:
+        asyncio.run(history(f"sqlite:///{directory}/ledger.db", script, lasting=lasting))
 
 
-async def history(script: list[Step], *, lasting: bool) -> None:
-    ledger = await Ledger.open("sqlite://")
+async def history(url: str, script: list[Step], *, lasting: bool) -> None:
+    ledger = await Ledger.open(url, owner="main")
     chain = HonestChain()
     shop = Shop(ledger, KeyRing.generate(), chain)
     shop.authorization = authorize(valid_before=FAR if lasting else NOW + 600)
@@ -732,7 +734,7 @@ async def history(script: list[Step], *, lasting: bool) -> None:
         if step.restart:
             shop = shop.restarted()
             if step.reconciled:
-                await reconcile(ledger, chain, shop.clock())
+                await reconcile(ledger, chain, shop.clock, owner="main")
         shop.model.failure = ModelError() if step.model_fails else None
         try:
             answer = await shop.buy()
