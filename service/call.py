@@ -46,7 +46,6 @@ from service.payment.charging import (
     UNFINISHED,
     Charging,
     ComeBackError,
-    Kept,
     PaidCallError,
     PaymentConflictError,
     PaymentRefusedError,
@@ -55,6 +54,7 @@ from service.payment.charging import (
 )
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger, LedgerUnavailableError, NewReceipt, Row, State
+from service.payment.settlement import Kept
 from service.payment.terms import PaymentPayload, PaymentRequirements
 
 __all__ = [
@@ -113,8 +113,6 @@ class _Call:
     request: Request
     authorization: Authorization
     credentials: Credentials
-    row: Row | None = None
-    """The payment's row as this process last saw it."""
     head: asyncio.Future[PaidStream] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Of a streamed answer: set when it begins to leave."""
     task: asyncio.Task[PaidAnswer | None] | None = None
@@ -223,12 +221,13 @@ class PaidCalls:
 
     async def keep_alive(self) -> None:
         """Renew the leases of the payments that are being worked on. To be called well within every lease."""
-        for call in list(self._running.values()):
-            if call.row is not None and call.row.state in UNFINISHED:
-                try:
-                    await self._ledger.renew(call.row, now=self._clock(), lease_seconds=self._lease)
-                except LedgerUnavailableError:
-                    _log.warning("a lease could not be renewed: the ledger does not answer")
+        try:
+            for key in list(self._running):
+                row = await self._ledger.find(key)
+                if row is not None and row.state in UNFINISHED:
+                    await self._ledger.renew(row, now=self._clock(), lease_seconds=self._lease)
+        except LedgerUnavailableError:
+            _log.warning("leases could not be renewed: the ledger does not answer")
 
     async def drain(self) -> None:
         """Wait for the calls that are running."""
@@ -249,7 +248,7 @@ class PaidCalls:
         task.add_done_callback(_retrieve)
 
     async def _run(self, call: _Call, produce: Produce, known: Row | None) -> PaidAnswer:
-        row = call.row = await self._charging.claim(call.authorization, call.request.digest, known)
+        row = await self._charging.claim(call.authorization, call.request.digest, known)
         if row.state is State.RESERVED and not self._settle_first:
             draft = await self._make(call, row, produce)
             answers: list[PaidAnswer] = []
@@ -261,13 +260,13 @@ class PaidCalls:
                 return draft.new_receipt(answers[0])
 
             kept = Kept(seal(draft, row, call.credentials), draft.receipt_id)
-            call.row = await self._charging.charge(row, kept, sign)
-            require_settled(call.row)
-            if answers and call.row.transaction == paid_in[0]:
+            settled = await self._charging.charge(row, kept, sign)
+            require_settled(settled)
+            if answers and settled.transaction == paid_in[0]:
                 return answers[0]
         else:
-            call.row = await self._charged(row)
-        return await self._deliver(call, call.row, produce)
+            settled = await self._charged(row)
+        return await self._deliver(call, settled, produce)
 
     async def _run_stream(self, call: _Call, stream: Stream, known: Row | None) -> None:
         """Brings a stream on its way, and to its end; what fails before its head goes to whoever waits for that."""
@@ -282,16 +281,15 @@ class PaidCalls:
                 raise
 
     async def _stream(self, call: _Call, stream: Stream, known: Row | None) -> None:
-        row = call.row = await self._charging.claim(call.authorization, call.request.digest, known)
+        row = await self._charging.claim(call.authorization, call.request.digest, known)
         source: _Source | None = None
         try:
             if row.state is State.RESERVED and not self._settle_first:
                 source = await self._begin(call, row, stream)
-                row = await self._charging.charge(row, None)
+                row = await self._charging.charge(row)
                 require_settled(row)
             else:
                 row = await self._charged(row)
-            call.row = row
             draft = unseal(row, call.credentials)
             if draft is not None:
                 await self._replay(call, row, draft)
@@ -305,7 +303,7 @@ class PaidCalls:
     async def _charged(self, row: Row) -> Row:
         """The SETTLED row of a payment whose answer is made after it, or was made before."""
         if row.state in (State.RESERVED, State.SERVED):
-            row = await self._charging.charge(row, None)
+            row = await self._charging.charge(row)
         require_settled(row)
         return row
 
@@ -335,6 +333,9 @@ class PaidCalls:
 
     async def _release(self, row: Row, error: BaseException) -> None:
         await asyncio.shield(self._ledger.release(row, reason=type(error).__name__, now=self._clock()))
+        if row.reclaimed is not None and isinstance(error, Exception):
+            # An earlier transaction may still be executed, so nobody may say that nothing was charged.
+            raise _owed(error) from error
 
     async def _deliver(self, call: _Call, row: Row, produce: Produce) -> PaidAnswer:
         """The answer to a payment that has been made: the kept one, or one that is made anew because it is owed."""

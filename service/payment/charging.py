@@ -1,11 +1,10 @@
-"""Taking one payment through ledger and facilitator: the only place where a payment is executed.
+"""Taking one payment through facilitator and ledger, for a buyer who waits.
 
 What a payment buys is not known here. Whoever has the answer passes it on as sealed bytes, to be kept before the
 payment is executed, and may have a receipt signed in the moment in which it is.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from service.payment.authorization import Authorization, PaymentMismatchError, check_window
@@ -13,16 +12,14 @@ from service.payment.facilitator import (
     Facilitator,
     FacilitatorUnavailableError,
     Invalid,
-    Rejected,
-    Settled,
     Unavailable,
-    Unknown,
     Unused,
     Used,
     Void,
 )
-from service.payment.ledger import Conflict, Existing, Ledger, Moved, NewReceipt, Row, Stale, State
+from service.payment.ledger import Conflict, Existing, Ledger, Moved, Row, Stale, State
 from service.payment.reconcile import RAN_OUT, REORG_MARGIN_SECONDS
+from service.payment.settlement import Kept, SignReceipt, settle
 
 RETRY_AFTER_SECONDS: Final = 2
 """When a buyer is told to come back about a payment whose outcome is not known: about one block."""
@@ -50,18 +47,6 @@ class ComeBackError(PaidCallError):
     later (503)."""
 
     retry_after_seconds = RETRY_AFTER_SECONDS
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """An answer as the ledger keeps it."""
-
-    result: bytes
-    receipt_id: str
-
-
-SignReceipt = Callable[[str, int], NewReceipt]
-"""Signs the receipt of an answer, given the transaction that paid it and when that was (unix seconds)."""
 
 
 class Charging:
@@ -93,6 +78,8 @@ class Charging:
     async def claim(self, authorization: Authorization, request_digest: str, known: Row | None) -> Row:
         """The payment's row: reserved for the caller, or as far as it got before.
 
+        Of the callers in this process, one at a time may claim a payment.
+
         Args:
             known: what the ledger said of the payment a moment ago.
 
@@ -107,43 +94,12 @@ class Charging:
         if row.request_digest != request_digest or row.authorization != authorization:
             raise _used()
         if row.state is State.RESERVED:
-            # Another process holds it; taking its work over could serve one payment twice.
-            raise _busy()
+            return self._own(row)
         return await self.ask_chain(row) if row.state in PENDING else row
 
-    async def charge(self, row: Row, kept: Kept | None, sign: SignReceipt | None = None) -> Row:
-        """Execute a RESERVED or SERVED payment.
-
-        Run it in a task of its own that outlives the request: a buyer who hangs up must not stop it halfway.
-
-        Args:
-            row: RESERVED, or SERVED with its answer in it.
-            kept: the answer of a RESERVED payment; None where it is made after the payment.
-            sign: called when the payment has been executed, for a receipt to be kept in the same moment.
-
-        Returns:
-            The row afterwards: SETTLED, REJECTED, UNKNOWN, or as somebody else left it.
-
-        Raises:
-            LedgerUnavailableError: the ledger failed; the payment may have been made.
-            Exception: what `sign` raised; the payment has been made, and is recorded.
-        """
-        started = await self._ledger.start_settlement(
-            row,
-            now=self._clock(),
-            result=None if kept is None else kept.result,
-            receipt_id=None if kept is None else kept.receipt_id,
-        )
-        if isinstance(started, Stale):
-            return row_of(started)
-        row = started.row
-        match await self._facilitator.settle(row.authorization):
-            case Settled(transaction):
-                return await self._settled(row, transaction, sign)
-            case Rejected(reason, message):
-                done = await self._ledger.rejected(row, reason=f"{reason}: {message}", now=self._clock())
-            case Unknown(reason, sent):
-                done = await self._ledger.unknown(row, reason=reason, transaction=sent, now=self._clock())
+    async def charge(self, row: Row, kept: Kept | None = None, sign: SignReceipt | None = None) -> Row:
+        """The row after `service.payment.settlement.settle`: SETTLED, REJECTED, UNKNOWN, or as somebody else left it."""
+        done = await settle(self._ledger, self._facilitator, row, self._clock, kept=kept, sign=sign)
         return row_of(done)
 
     async def ask_chain(self, row: Row) -> Row:
@@ -183,27 +139,20 @@ class Charging:
             case Conflict():
                 raise _used()
             case Existing(row) if row.state is State.RESERVED:
-                raise _busy()
+                return self._own(row)
             case Existing(row):
                 return row
             case reserved:
                 return reserved.row
 
-    async def _settled(self, row: Row, transaction: str, sign: SignReceipt | None) -> Row:
-        now, receipt = self._clock(), None
-        failure: Exception | None = None
-        if sign is not None:
-            try:
-                receipt = sign(transaction, now)
-            except Exception as error:
-                failure = error  # the payment is recorded first: what cannot be signed now is owed
-        done = await self._ledger.settled(row, transaction=transaction, now=now, receipt=receipt)
-        if isinstance(done, Stale) and receipt is not None:
-            # Somebody else has recorded it meanwhile. A nonce is executed once, so the receipt is right all the same.
-            await self._ledger.put_receipt(receipt, now=now)
-        if failure is not None:
-            raise failure
-        return row_of(done)
+    def _own(self, row: Row) -> Row:
+        """A RESERVED row that a call of this replica has left, which can only be one that failed: goes on.
+
+        Another replica's is left alone; taking its work over could make one answer twice.
+        """
+        if row.owner != self._ledger.owner:
+            raise _busy()
+        return row
 
 
 def require_settled(row: Row) -> None:

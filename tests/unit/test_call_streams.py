@@ -266,7 +266,7 @@ async def test_after_a_restart_in_the_middle_of_settlement_one_charge_buys_one_s
     if executed:
         shop.facilitator.executed(shop.authorization)
     after = shop.restarted()
-    await reconcile(after.ledger, after.facilitator, after.clock(), owner="main")
+    await reconcile(after.ledger, after.facilitator, after.clock, owner="main")
     stream = await after.buy()
     assert (await read(stream)).endswith(b"[DONE]\n\n")
     assert len(after.facilitator.spent) == 1
