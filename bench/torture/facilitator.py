@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import json
+import logging
 import random
 import secrets
 from collections import Counter
@@ -236,6 +237,8 @@ async def main(rpc: str, key: str, chain_id: int, modes: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Callers are killed here by the hundred; that they went in the middle of a request is not news.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     parser = argparse.ArgumentParser()
     parser.add_argument("--rpc", required=True)
     parser.add_argument("--key", required=True, help="of an account with gas money on the local chain")

@@ -6,6 +6,7 @@ Prints ``listening PORT``. ``--delay`` is the longest time an answer takes, in s
 import argparse
 import asyncio
 import json
+import logging
 import random
 from typing import Any, Final
 
@@ -66,6 +67,8 @@ async def main(delay: float) -> None:
 
 
 if __name__ == "__main__":
+    # Callers are killed here by the hundred; that they went in the middle of a request is not news.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     parser = argparse.ArgumentParser()
     parser.add_argument("--delay", type=float, default=0.05)
     uvloop.run(main(parser.parse_args().delay))

@@ -15,6 +15,8 @@ from bench.torture.stage import Stage
 from bench.torture.world import new_operator
 from bench.torture.worse import WORSE
 
+PATIENCE_SECONDS: Final = 2.0
+
 Scenario = Callable[[Stage], Awaitable[None]]
 
 
@@ -27,21 +29,34 @@ async def killed_service(on: Stage) -> None:
 
     async def chaos() -> None:
         for _ in range(on.size.kills):
-            if on.random.random() < 0.15:
+            draw = on.random.random()
+            if draw < 0.1:
                 service.kill()
                 service.launch()
                 await asyncio.sleep(on.random.uniform(0.0, 0.4))
             else:
                 if not service.alive:
                     await service.start()
-                await asyncio.sleep(on.random.uniform(0.02, 0.5))
+                if draw < 0.4:
+                    await asyncio.sleep(on.random.uniform(0.02, 1.0))
+                else:
+                    await _somebody_is(on, on.random.choice(["RESERVED", "SERVED", "SETTLING", "SETTLED"]))
             service.kill()
-            found.update(on.states().keys())
+            found.update(on.states().keys() & {"RESERVED", "SERVED", "SETTLING", "UNKNOWN"} or {"nobody between steps"})
 
     await on.under_load(chaos)
     on.notes["kills"] = on.size.kills
     on.notes["kills that found"] = dict(sorted(found.items()))
     on.notes["restart, median s"] = sorted(service.starts)[len(service.starts) // 2]
+
+
+async def _somebody_is(on: Stage, state: str) -> None:
+    """Wait until one more payment than now has got to a state, or until that takes too long."""
+    before = on.states()[state]
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while on.states()[state] <= before:  # noqa: ASYNC110 - no database tells
+                await asyncio.sleep(0.002)
 
 
 async def killed_chain(on: Stage) -> None:

@@ -42,7 +42,7 @@ class Size:
 
 
 SIZES: Final = {
-    "ci": Size(kills=12, seconds=4.0, buyers=8, replays=1_000, rounds=3),
+    "ci": Size(kills=12, seconds=3.0, buyers=8, replays=500, rounds=2),
     "full": Size(kills=300, seconds=20.0, buyers=16, replays=20_000, rounds=12),
 }
 
