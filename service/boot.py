@@ -169,7 +169,9 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
     """
     if enclave.is_hardware:
         return
-    for name, network in (("payment network", settings.network), ("registry", settings.registry_network)):
+    payments = {option.network for option in settings.payment_options}
+    named = [("payment network", network) for network in sorted(payments)]
+    for name, network in (*named, ("registry", settings.registry_network)):
         if is_mainnet_network(network):
             raise EnclaveError(
                 f"a simulated enclave does not start with the {name} {network}: its evidence proves nothing",
