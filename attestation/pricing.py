@@ -89,10 +89,10 @@ class PriceRule:
         base = parse_amount(self.base(input_tokens), decimals)
         if not self.counts_tokens:
             return base
-        by_token = Fraction(self.per_1k_input_tokens) * input_tokens + Fraction(self.per_1k_output_tokens) * (
-            max_output_tokens
-        )
-        amount = max(1, base + ceil(by_token * 10**decimals / 1000))
+        by_input = Fraction(self.per_1k_input_tokens) * input_tokens
+        by_output = Fraction(self.per_1k_output_tokens) * max_output_tokens
+        unit: int = 10**decimals
+        amount = max(1, base + ceil((by_input + by_output) * unit / 1000))
         if amount > MAX_UINT256:
             raise MalformedError("price", "does not fit in a uint256")
         return amount

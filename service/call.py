@@ -21,10 +21,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from attestation.digest import digest, jcs_digest
+from attestation.digest import digest
 from attestation.encoding import b64, b64_bytes
 from attestation.errors import EnclaveError
 from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
+from attestation.pricing import request_digest
 from attestation.receipt import (
     AGENT_IDENTIFIED,
     BUILD_IDENTIFIED,
@@ -98,7 +99,7 @@ class Request:
     @property
     def digest(self) -> str:
         """What a payment is bound to in the ledger."""
-        return jcs_digest({"endpoint": self.endpoint, "method": self.method, "body": digest(self.body)})
+        return request_digest(endpoint=self.endpoint, method=self.method, body=self.body)
 
 
 @dataclass(frozen=True, slots=True)

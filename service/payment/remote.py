@@ -103,11 +103,11 @@ class RemoteFacilitator:
 
     async def verify(self, authorization: Authorization) -> VerifyResult:
         """See `Facilitator.verify`."""
-        body, timeout = authorization.facilitator_request, min(self._timeout, VERIFY_SECONDS)
+        body, seconds = authorization.facilitator_request, min(self._timeout, VERIFY_SECONDS)
         problem: NoAnswerError | None = None
         for endpoint in self._endpoints:
             try:
-                return _verified(await self._ask(endpoint, "POST", "/verify", body, timeout), authorization)
+                return _verified(await self._ask(endpoint, "POST", "/verify", body, seconds), authorization)
             except NoAnswerError as error:
                 problem = error
         raise FacilitatorUnavailableError(f"the facilitator could not check the payment: {problem}") from problem
@@ -149,10 +149,10 @@ class RemoteFacilitator:
         if self._chain is not None:
             await self._chain.close()
 
-    async def _ask(self, endpoint: Endpoint, method: str, path: str, body: bytes | None, timeout: float) -> Answer:
+    async def _ask(self, endpoint: Endpoint, method: str, path: str, body: bytes | None, seconds: float) -> Answer:
         if self._session is None:
             self._session = open_session()
-        return await endpoint.ask(self._session, method, path, body, timeout_seconds=timeout)
+        return await endpoint.ask(self._session, method, path, body, timeout_seconds=seconds)
 
     async def _unsupported(self, endpoint: Endpoint) -> str | None:
         try:

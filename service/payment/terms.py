@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any, Final
 
 from pydantic_core import to_json
-
 from x402.http.constants import PAYMENT_REQUIRED_HEADER, PAYMENT_RESPONSE_HEADER, PAYMENT_SIGNATURE_HEADER
 from x402.mechanisms.evm.constants import SCHEME_EXACT
 from x402.mechanisms.evm.utils import normalize_address

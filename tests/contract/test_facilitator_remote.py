@@ -10,7 +10,8 @@ from fastapi import Request, Response
 from service.localchain.deploy import LocalChain
 from service.payment.authorization import Authorization
 from service.payment.facilitator import FacilitatorUnavailableError, Invalid, Rejected, Settled, Unknown, Verified
-from service.payment.remote import MAX_RESPONSE_BYTES, RemoteFacilitator
+from service.payment.facilitator_http import MAX_RESPONSE_BYTES
+from service.payment.remote import RemoteFacilitator
 from service.pricing import Asset
 from tests.facilitators import Handler, answering, serving
 from tests.payments import TOKEN, authorize, offer
@@ -58,14 +59,13 @@ async def test_the_request_is_the_one_of_the_specification() -> None:
     seen: list[tuple[str, str, dict[str, Any]]] = []
 
     async def handler(request: Request) -> Response:
-        seen.append((request.url.path, request.headers.get("x-key", ""), await request.json()))
+        seen.append((request.url.path, request.headers.get("authorization", ""), await request.json()))
         return Response(json.dumps({"isValid": True}))
 
     authorization = authorize()
-    verified = await ask(handler, lambda one: one.verify(authorization), headers={"x-key": "k"})
-    assert verified == Verified(authorization.payer)
-    ((path, key, body),) = seen
-    assert (path, key, body["x402Version"]) == ("/verify", "k", 2)
+    assert await ask(handler, lambda one: one.verify(authorization)) == Verified(authorization.payer)
+    ((path, secret, body),) = seen
+    assert (path, secret, body["x402Version"]) == ("/verify", "", 2)
     assert body["paymentPayload"]["payload"]["signature"] == authorization.payload.payload["signature"]
     assert body["paymentRequirements"] == body["paymentPayload"]["accepted"]
     assert body["paymentRequirements"]["amount"] == "10000"

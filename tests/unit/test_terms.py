@@ -29,8 +29,8 @@ from service.payment.authorization import (
 from service.payment.terms import (
     Resource,
     as_json,
+    encoded,
     payment_required,
-    payment_required_header,
     payment_response,
     payment_response_header,
     requirements_for,
@@ -72,13 +72,16 @@ def test_an_offer_carries_the_exact_price_and_the_tokens_signing_domain() -> Non
 def test_the_402_header_and_body_say_the_same() -> None:
     extensions: dict[str, Any] = {"offer-receipt": {"info": {"offers": []}}}
     document = payment_required([offer()], resource=RESOURCE, error="payment required", extensions=extensions)
-    decoded = decode_payment_required_header(payment_required_header(document))
-    assert isinstance(decoded, PaymentRequired)
-    assert as_json(decoded) == as_json(document) == json.loads(base64.b64decode(payment_required_header(document)))
-    assert as_json(document)["x402Version"] == 2
-    assert as_json(document)["error"] == "payment required"
-    assert as_json(document)["resource"]["url"] == RESOURCE.url
-    assert as_json(document)["extensions"] == extensions
+    header, body = encoded(document)
+    assert base64.b64decode(header) == body, "the same bytes"
+    assert json.loads(body) == document
+    decoded = decode_payment_required_header(header)
+    assert isinstance(decoded, PaymentRequired), "the SDK reads it"
+    assert decoded.model_dump(mode="json", by_alias=True, exclude_none=True) == document
+    assert document["x402Version"] == 2
+    assert document["error"] == "payment required"
+    assert document["resource"]["url"] == RESOURCE.url
+    assert document["extensions"] == extensions
 
 
 def test_a_402_that_nobody_could_pay_is_not_made() -> None:
