@@ -14,6 +14,7 @@ from service.payment.networks import BASE_SEPOLIA
 from service.payment.options import (
     LOCAL,
     Address,
+    Amount,
     Caip2,
     Endpoint,
     Facilitators,
@@ -69,7 +70,7 @@ class Settings(BaseSettings):
     asset_version: str = "2"
     asset_decimals: Annotated[int, Field(ge=0, le=36)] = 6
     pay_to: Address
-    price: str = "0.01"
+    price: Amount = "0.01"
     """US dollars per call, as a decimal."""
     price_rules: Annotated[dict[Endpoint, PriceOption], NoDecode, Json] = {}
     """Endpoints that are priced otherwise, by their path."""

@@ -138,10 +138,14 @@ def payment_response(
         "success": True,
         "transaction": transaction,
         "network": network,
-        "payer": payer,
+        "payer": _eip55(payer),
         "amount": str(amount),
         **({"extensions": dict(extensions)} if extensions else {}),
     }
+
+
+# Spelling an address takes a hash, and buyers come back.
+_eip55: Final = lru_cache(maxsize=4_096)(normalize_address)
 
 
 def payment_response_header(document: Mapping[str, Any]) -> str:
