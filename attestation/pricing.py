@@ -8,7 +8,7 @@ token, and to at least one. Whoever has the rule and the two numbers of tokens g
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 from typing import Any, Final
@@ -52,8 +52,11 @@ class PriceRule:
     tiers: tuple[InputTier, ...] = ()
     per_1k_input_tokens: str = "0"
     per_1k_output_tokens: str = "0"
+    _rates: tuple[Fraction, Fraction] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        rates = tuple(Fraction(check_decimal(getattr(self, name), name)) for name in _RATES)
+        object.__setattr__(self, "_rates", rates)
         for price in (self.per_call, *(tier.price for tier in self.tiers)):
             check_decimal(price, "price")
             if not self.counts_tokens and Fraction(price) == 0:
@@ -65,13 +68,7 @@ class PriceRule:
     @property
     def counts_tokens(self) -> bool:
         """Whether every token costs something."""
-        rates = (check_decimal(getattr(self, name), name) for name in _RATES)
-        return any(Fraction(rate) > 0 for rate in rates)
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether every call costs the same."""
-        return not self.tiers and not self.counts_tokens
+        return any(rate > 0 for rate in self._rates)
 
     def base(self, input_tokens: int) -> str:
         """The decimal base price of a call with so many tokens of input."""
@@ -89,10 +86,9 @@ class PriceRule:
         base = parse_amount(self.base(input_tokens), decimals)
         if not self.counts_tokens:
             return base
-        by_input = Fraction(self.per_1k_input_tokens) * input_tokens
-        by_output = Fraction(self.per_1k_output_tokens) * max_output_tokens
+        per_input, per_output = self._rates
         unit: int = 10**decimals
-        amount = max(1, base + ceil((by_input + by_output) * unit / 1000))
+        amount = max(1, base + ceil((per_input * input_tokens + per_output * max_output_tokens) * unit / 1000))
         if amount > MAX_UINT256:
             raise MalformedError("price", "does not fit in a uint256")
         return amount

@@ -271,7 +271,6 @@ def _json_object(value: str) -> dict[str, Any]:
         # Not json.loads: eth-account raises the interpreter's recursion limit so far that deep nesting would end the
         # process. This parser has its own limit.
         document = from_json(text, allow_inf_nan=False)
-        json.dumps(document, allow_nan=False)  # 1e999 parses, but could not be sent on
     except ValueError as error:
         raise PaymentHeaderError(PAYMENT_SIGNATURE_HEADER, "does not contain valid JSON in UTF-8") from error
     if not isinstance(document, dict):
