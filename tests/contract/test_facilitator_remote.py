@@ -1,5 +1,6 @@
 """A facilitator behind HTTP that is slow, broken or lying: never a wrong yes, never a no it has not proven."""
 
+import gzip
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,11 +22,11 @@ YES = {"success": True, "transaction": TRANSACTION, "network": TOKEN.network}
 NO = {"success": False, "transaction": "", "network": TOKEN.network}
 
 
-def saying(body: Any, status: int = 200) -> Handler:
+def saying(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Handler:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     async def handler(_request: Request) -> Response:
-        return Response(content, status_code=status, media_type="application/json")
+        return Response(content, status_code=status, media_type="application/json", headers=headers)
 
     return handler
 
@@ -85,11 +86,16 @@ GARBAGE: dict[str, Handler] = {
     "a list": saying([]),
     "empty": saying({}),
     "strings for booleans": saying({"isValid": "true", "success": "true", "transaction": TRANSACTION, "network": "x"}),
-    "a redirect": saying({"isValid": True, **YES}, 302),
+    "a redirect": saying({"isValid": True, **YES}, 302, {"location": "/elsewhere"}),
     "an error with a yes in it": saying({"isValid": True, **YES}, 500),
     "a refusal with a yes in it": saying({"isValid": True, **YES}, 403),
     "too much": saying(b'{"isValid":true,"x":"' + b"x" * MAX_RESPONSE_BYTES + b'"}'),
     "silence": hanging,
+    "a packed yes": saying(
+        gzip.compress(json.dumps({"isValid": True, **YES}).encode()), headers={"content-encoding": "gzip"}
+    ),
+    "numbers for text": saying({"isValid": True, "payer": 7, **YES, "transaction": 7}),
+    "depth": saying(b"[" * 50_000),
 }
 
 
