@@ -165,7 +165,7 @@ def test_a_simulated_enclave_refuses_a_mainnet_wherever_it_is_named(read: Any) -
     refuse_mainnet(enclave, read(PAYMENTS=[LOCAL_CHAIN]))
     for payments in (
         [{**LOCAL_CHAIN, "network": "eip155:8453"}],
-        [LOCAL_CHAIN, {**LOCAL_CHAIN, "network": "eip155:1"}],
+        [LOCAL_CHAIN, {**LOCAL_CHAIN, "network": "eip155:8453"}],
     ):
         with pytest.raises(EnclaveError, match="does not start with the payment network eip155:8453"):
             refuse_mainnet(enclave, read(PAYMENTS=payments))
