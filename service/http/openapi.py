@@ -100,6 +100,9 @@ PAYMENT_REQUIRED: Final[dict[str, Any]] = {
 """The body of a 402, x402 v2 "PaymentRequired"; the header PAYMENT-REQUIRED holds the base64 of exactly this JSON."""
 
 
+_COME_BACK: Final = {"Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer"}}}
+
+
 def _header(description: str, *, required: bool = True) -> dict[str, Any]:
     return {"description": description, "required": required, "schema": _TEXT}
 
@@ -146,7 +149,6 @@ def paid_responses(*, refused: str) -> dict[int | str, dict[str, Any]]:
     Args:
         refused: what a 422 says of this endpoint's request.
     """
-    come_back = {"Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer"}}}
     return {
         402: {
             "description": "Payment is required: terms and signed offers, in the header PAYMENT-REQUIRED and the body.",
@@ -163,13 +165,32 @@ def paid_responses(*, refused: str) -> dict[int | str, dict[str, Any]]:
         415: problem("The body is not JSON."),
         422: problem(refused),
         500: problem("The service made a mistake. The same payment is never charged twice."),
-        503: problem("No answer now; nothing was charged, or the same payment gets it later.", headers=come_back),
+        503: problem("No answer now; nothing was charged, or the same payment gets it later.", headers=_COME_BACK),
     }
 
 
 def problem(description: str, *, headers: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """An answer that is an error."""
     return {"description": description, "headers": {**(headers or {}), **SIGNED}, **PROBLEM}
+
+
+def responses(description: str, *, media_type: str | None = None, **problems: str) -> dict[int | str, dict[str, Any]]:
+    """The answers of an endpoint that costs nothing.
+
+    Args:
+        description: of the answer that is no error.
+        media_type: its media type, when that is not JSON's own.
+        problems: what the other statuses mean, as `status_404="..."`.
+    """
+    good: dict[str, Any] = {"description": description, "headers": SIGNED}
+    if media_type is not None:
+        good["content"] = {media_type: {"schema": {"type": "object"}}}
+    statuses = {int(name.removeprefix("status_")): text for name, text in problems.items()}
+    return {
+        200: good,
+        **{status: problem(text, headers=_COME_BACK if status == 503 else None) for status, text in statuses.items()},
+        500: problem("The service made a mistake."),
+    }
 
 
 def json_body(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from service.payment.authorization import (
     match_requirements,
     payment_key,
 )
+from service.payment.discovery import declare
 from service.payment.terms import (
     Resource,
     as_json,
@@ -82,6 +83,13 @@ def test_the_402_header_and_body_say_the_same() -> None:
     assert document["error"] == "payment required"
     assert document["resource"]["url"] == RESOURCE.url
     assert document["extensions"] == extensions
+
+
+def test_what_a_schema_calls_a_field_survives_and_what_it_says_about_it_does_not() -> None:
+    schema = {"title": "T", "properties": {"title": {"type": "string", "title": "Title", "default": ""}}}
+    declared = declare(body={"title": "x"}, body_schema=schema, answer={})
+    body = declared["schema"]["properties"]["input"]["properties"]["body"]
+    assert body == {"properties": {"title": {"type": "string"}}}
 
 
 def test_a_402_that_nobody_could_pay_is_not_made() -> None:
