@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-import aiohttp
 from x402.mechanisms.evm.constants import ERR_NONCE_ALREADY_USED
 from x402.mechanisms.evm.utils import is_valid_tx_hash
 
@@ -39,7 +38,7 @@ from service.payment.facilitator import (
     VerifyResult,
     Void,
 )
-from service.payment.facilitator_http import OK, Answer, Endpoint, NoAnswerError, open_session
+from service.payment.facilitator_http import OK, Answer, Endpoint, NoAnswerError
 from service.payment.reasons import DEFINITE, message_for
 from service.payment.terms import SCHEME, X402_VERSION
 from service.pricing import Asset
@@ -71,7 +70,7 @@ class RemoteFacilitator:
         clock: seconds that only grow.
 
     Raises:
-        ValueError: no URL, no assets, or assets on different networks.
+        ValueError: no URL or one that is none, no assets, or assets on different networks.
     """
 
     def __init__(
@@ -98,7 +97,6 @@ class RemoteFacilitator:
         self._timeout = timeout_seconds
         self._confirmation_timeout = confirmation_timeout_seconds
         self._clock = clock
-        self._session: aiohttp.ClientSession | None = None
         self._chain = None if rpc_url is None else ChainReader(rpc_url, self._network, depth=settlement_depth)
 
     async def verify(self, authorization: Authorization) -> VerifyResult:
@@ -107,7 +105,7 @@ class RemoteFacilitator:
         problem: NoAnswerError | None = None
         for endpoint in self._endpoints:
             try:
-                return _verified(await self._ask(endpoint, "POST", "/verify", body, seconds), authorization)
+                return _verified(await endpoint.ask("POST", "/verify", body, timeout_seconds=seconds), authorization)
             except NoAnswerError as error:
                 problem = error
         raise FacilitatorUnavailableError(f"the facilitator could not check the payment: {problem}") from problem
@@ -117,7 +115,7 @@ class RemoteFacilitator:
         body, why = authorization.facilitator_request, ""
         for endpoint in self._endpoints:
             try:
-                answer = await self._ask(endpoint, "POST", "/settle", body, self._timeout)
+                answer = await endpoint.ask("POST", "/settle", body, timeout_seconds=self._timeout)
                 return await self._settled(answer, authorization)
             except NoAnswerError as error:
                 if error.sent:
@@ -144,19 +142,14 @@ class RemoteFacilitator:
 
     async def close(self) -> None:
         """Close pooled connections."""
-        if self._session is not None:
-            await self._session.close()
+        for endpoint in self._endpoints:
+            await endpoint.close()
         if self._chain is not None:
             await self._chain.close()
 
-    async def _ask(self, endpoint: Endpoint, method: str, path: str, body: bytes | None, seconds: float) -> Answer:
-        if self._session is None:
-            self._session = open_session()
-        return await endpoint.ask(self._session, method, path, body, timeout_seconds=seconds)
-
     async def _unsupported(self, endpoint: Endpoint) -> str | None:
         try:
-            answer = await self._ask(endpoint, "GET", "/supported", None, min(self._timeout, VERIFY_SECONDS))
+            answer = await endpoint.ask("GET", "/supported", b"", timeout_seconds=min(self._timeout, VERIFY_SECONDS))
         except NoAnswerError as error:
             return f"the facilitator cannot be reached: {error}"
         kinds = answer.document.get("kinds")

@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -20,58 +19,11 @@ from service.payment.remote import RemoteFacilitator
 from service.pricing import Asset
 from tests.facilitators import serving, working
 from tests.payments import TOKEN, authorize, offer
+from tests.wires import Wire, http, listening
 
 TRANSACTION = "0x" + "ab" * 32
 YES = json.dumps({"isValid": True, "success": True, "transaction": TRANSACTION, "network": TOKEN.network}).encode()
 NOWHERE = "http://127.0.0.1:1"
-
-
-def http(body: bytes = YES, *, status: str = "200 OK", length: int | None = None) -> bytes:
-    """A response as it stands on the wire; `length` is what it says of its body when that is not true."""
-    declared = len(body) if length is None else length
-    return f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {declared}\r\n\r\n".encode() + body
-
-
-@dataclass
-class Wire:
-    """A server that answers every request with the same bytes, piece by piece, whatever HTTP says of them."""
-
-    pieces: list[bytes]
-    pause: float = 0.0
-    hang_up: bool = False
-    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
-    """Path and headers of each request."""
-    url: str = ""
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                first, *lines = head.decode().strip().split("\r\n")
-                headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-                await reader.readexactly(int(headers.get("content-length", "0")))
-                self.requests.append((first.split(" ")[1], headers))
-                for piece in self.pieces:
-                    writer.write(piece)
-                    await writer.drain()
-                    await asyncio.sleep(self.pause)
-                if self.hang_up:
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def listening(*wires: Wire) -> AsyncIterator[list[str]]:
-    servers = [await asyncio.start_server(wire, "127.0.0.1", 0) for wire in wires]
-    for wire, server in zip(wires, servers, strict=True):
-        wire.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield [wire.url for wire in wires]
-    finally:
-        for server in servers:
-            server.close()
 
 
 @asynccontextmanager
@@ -91,7 +43,7 @@ BROKEN: dict[str, Callable[[], Wire]] = {
     "one endless header": lambda: Wire([b"HTTP/1.1 200 OK\r\nx: " + b"y" * 1_000_000]),
     "no HTTP": lambda: Wire([b"SSH-2.0-OpenSSH_9.9\r\n"]),
     "a hangup": lambda: Wire([], hang_up=True),
-    "two lengths": lambda: Wire([b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n" + http().partition(b"\r\n")[2]]),
+    "two lengths": lambda: Wire([b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n" + http(YES).partition(b"\r\n")[2]]),
     "another protocol": lambda: Wire(
         [b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"]
     ),
@@ -120,11 +72,13 @@ async def test_a_second_answer_is_nobodys_answer() -> None:
 
 
 async def test_a_facilitator_that_is_slow_but_in_time_is_waited_for() -> None:
-    async with asking(Wire([http()[:90], http()[90:]], pause=0.1)) as facilitator:
+    async with asking(Wire([http(YES)[:90], http(YES)[90:]], pause=0.1)) as facilitator:
         assert isinstance(await facilitator.settle(authorize()), Settled)
 
 
 # Several facilitators
+
+UNUSABLE = [http(YES, status="500 x"), http(b"{}"), http(b"garbage"), b"", http(YES[:9], length=99)]
 
 Question = Callable[[RemoteFacilitator], Awaitable[Any]]
 
@@ -138,7 +92,7 @@ def settle(facilitator: RemoteFacilitator) -> Awaitable[Any]:
 
 
 async def test_the_first_facilitator_is_asked_and_no_other() -> None:
-    first, second = Wire([http()]), Wire([http()])
+    first, second = Wire([http(YES)]), Wire([http(YES)])
     async with asking(first, second) as facilitator:
         assert isinstance(await verify(facilitator), Verified)
         assert isinstance(await settle(facilitator), Settled)
@@ -148,15 +102,17 @@ async def test_the_first_facilitator_is_asked_and_no_other() -> None:
 
 @pytest.mark.parametrize("question", [verify, settle])
 async def test_a_facilitator_that_is_not_there_is_stood_in_for(question: Question) -> None:
-    second = Wire([http()])
+    second = Wire([http(YES)])
     async with listening(second) as urls, asking(url=[NOWHERE, *urls]) as facilitator:
         assert isinstance(await question(facilitator), Verified | Settled)
     assert len(second.requests) == 1
 
 
-@pytest.mark.parametrize("bad", [http(status="500 x"), http(b"{}"), http(b"garbage"), b"", http(YES[:9], length=99)])
+@pytest.mark.parametrize(
+    "bad", [http(YES, status="500 x"), http(b"{}"), http(b"garbage"), b"", http(YES[:9], length=99)]
+)
 async def test_a_verification_goes_on_to_the_next_facilitator(bad: bytes) -> None:
-    first, second = Wire([bad]), Wire([http()])
+    first, second = Wire([bad]), Wire([http(YES)])
     async with asking(first, second) as facilitator:
         assert isinstance(await verify(facilitator), Verified)
     assert len(second.requests) == 1
@@ -164,15 +120,17 @@ async def test_a_verification_goes_on_to_the_next_facilitator(bad: bytes) -> Non
 
 async def test_a_refused_payment_is_not_shown_around() -> None:
     no = json.dumps({"isValid": False, "invalidReason": "insufficient_funds"}).encode()
-    first, second = Wire([http(no)]), Wire([http()])
+    first, second = Wire([http(no)]), Wire([http(YES)])
     async with asking(first, second) as facilitator:
         assert isinstance(await verify(facilitator), Invalid)
     assert second.requests == []
 
 
-@pytest.mark.parametrize("bad", [http(status="500 x"), http(b"{}"), http(b"garbage"), b"", http(YES[:9], length=99)])
+@pytest.mark.parametrize(
+    "bad", [http(YES, status="500 x"), http(b"{}"), http(b"garbage"), b"", http(YES[:9], length=99)]
+)
 async def test_a_settlement_that_one_facilitator_may_have_goes_to_no_other(bad: bytes) -> None:
-    first, second = Wire([bad]), Wire([http()])
+    first, second = Wire([bad]), Wire([http(YES)])
     async with asking(first, second) as facilitator:
         assert isinstance(await settle(facilitator), Unknown)
     assert len(first.requests) == 1, "and it is not sent twice"
@@ -181,7 +139,7 @@ async def test_a_settlement_that_one_facilitator_may_have_goes_to_no_other(bad: 
 
 async def test_one_facilitator_that_works_is_readiness_enough() -> None:
     kinds = {"kinds": [{"x402Version": 2, "scheme": "exact", "network": TOKEN.network}]}
-    broken, good = Wire([http(status="500 x")]), Wire([http(json.dumps(kinds).encode())])
+    broken, good = Wire([http(YES, status="500 x")]), Wire([http(json.dumps(kinds).encode())])
     async with asking(broken, good) as facilitator:
         assert await facilitator.ready() == []
     async with asking(broken, Wire([http(b'{"kinds":[]}')])) as facilitator:
@@ -192,7 +150,7 @@ async def test_one_facilitator_that_works_is_readiness_enough() -> None:
 
 async def test_who_fails_again_and_again_is_left_alone_and_then_tried_with_one_request() -> None:
     now = [0.0]
-    first, second = Wire([http(status="503 x")]), Wire([http()])
+    first, second = Wire([http(YES, status="503 x")]), Wire([http(YES)])
     async with asking(first, second, clock=lambda: now[0]) as facilitator:
         for _ in range(FAILURES + 3):
             assert isinstance(await verify(facilitator), Verified)
@@ -202,14 +160,14 @@ async def test_who_fails_again_and_again_is_left_alone_and_then_tried_with_one_r
         await asyncio.gather(*(verify(facilitator) for _ in range(5)))
         assert len(first.requests) == FAILURES + 1, "one probe, not five"
         now[0] += OPEN_SECONDS
-        first.pieces = [http()]
+        first.pieces = [http(YES)]
         for _ in range(3):
             await verify(facilitator)
         assert len(first.requests) == FAILURES + 4, "it works again and is asked first again"
 
 
 async def test_with_every_circuit_open_the_sentence_says_why() -> None:
-    async with asking(Wire([http(status="503 x")])) as facilitator:
+    async with asking(Wire([http(YES, status="503 x")])) as facilitator:
         for _ in range(FAILURES):
             with pytest.raises(FacilitatorUnavailableError, match="status 503"):
                 await verify(facilitator)
@@ -219,7 +177,7 @@ async def test_with_every_circuit_open_the_sentence_says_why() -> None:
 
 async def test_a_credential_goes_to_its_facilitator_only_and_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    first, second = Wire([http(status="500 x")]), Wire([http()])
+    first, second = Wire([http(YES, status="500 x")]), Wire([http(YES)])
     async with listening(first, second) as urls:
         secret = {urls[0]: "Bearer s3cret-canary"}
         facilitator = RemoteFacilitator(url=urls, assets=[TOKEN], authorizations=secret)
@@ -246,7 +204,7 @@ async def test_a_settlement_that_happened_and_was_denied_is_found_on_the_chain(c
     assert isinstance(settled, Settled)
     await own.close()
     denial = json.dumps({"success": False, "errorReason": "insufficient_funds", "transaction": "", "network": "x"})
-    for pieces in ([http(denial.encode())], [http(status="500 x")], [b""], [http(b"garbage")]):
+    for pieces in ([http(denial.encode())], [http(YES, status="500 x")], [b""], [http(b"garbage")]):
         async with asking(Wire(pieces), assets=[asset], rpc_url=chain.rpc) as facilitator:
             found = await facilitator.settle(authorization)
             assert isinstance(found, Settled), pieces
