@@ -3,6 +3,7 @@ wrong."""
 
 import argparse
 import asyncio
+import dataclasses
 import secrets
 import sys
 import time
@@ -62,12 +63,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Break everything while being paid, then count.")
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
     parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--replays", type=int, help="how many payments replayed-payments presents again")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32))
     given = parser.parse_args()
     if unknown := set(given.scenarios) - SCENARIOS.keys():
         parser.error(f"no scenario is called {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+    size = SIZES[given.size]
+    if given.replays is not None:
+        size = dataclasses.replace(size, replays=given.replays)
     print(f"size {given.size}, seed {given.seed}")
-    if not asyncio.run(run(given.scenarios or list(SCENARIOS), SIZES[given.size], given.seed)):
+    if not asyncio.run(run(given.scenarios or list(SCENARIOS), size, given.seed)):
         print("a count is wrong")
         sys.exit(1)
     print("every charge has its answer, none was made twice, none was lost")
