@@ -199,9 +199,15 @@ class RemoteFacilitator:
         outcome = await self.outcome(authorization)
         if (final := _final(outcome, authorization)) is not None:
             return final
-        if reason in DEFINITE and transaction is None:
+        if reason in DEFINITE and transaction is None and not await self._is_on_its_way(authorization):
             return Rejected(reason, message_for(reason))
         return Unknown(f"the facilitator could not settle ({reason[:MAX_REASON]})", transaction)
+
+    async def _is_on_its_way(self, authorization: Authorization) -> bool:
+        """Whether the transfer is in a block that does not count yet: of an attempt before this one."""
+        if self._chain is None:
+            return False
+        return not isinstance(await self._chain.outcome(authorization, depth=1), Unused)
 
     async def _in_doubt(self, authorization: Authorization, why: str, transaction: str | None = None) -> SettleResult:
         """What the chain knows; when that is nothing yet, nobody does."""

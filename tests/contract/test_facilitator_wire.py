@@ -13,7 +13,7 @@ from eth_account import Account
 from service.localchain.deploy import Deployer, LocalChain
 from service.payment.authorization import Authorization
 from service.payment.breaker import FAILURES, OPEN_SECONDS
-from service.payment.facilitator import FacilitatorUnavailableError, Invalid, Settled, Unknown, Verified
+from service.payment.facilitator import FacilitatorUnavailableError, Invalid, Rejected, Settled, Unknown, Verified
 from service.payment.local import LocalFacilitator
 from service.payment.remote import RemoteFacilitator
 from service.pricing import Asset
@@ -237,6 +237,19 @@ async def test_a_settlement_that_happened_and_was_denied_is_found_on_the_chain(c
             found = await facilitator.settle(authorization)
             assert isinstance(found, Settled), pieces
             assert found.transaction == settled.transaction
+
+
+async def test_a_refusal_is_no_proof_while_an_earlier_attempt_is_on_its_way_into_the_depth(chain: LocalChain) -> None:
+    asset, authorization = paying(chain)
+    own = LocalFacilitator(rpc_url=chain.rpc, operator_key=chain.operator_key, assets=[asset])
+    assert isinstance(await own.settle(authorization), Settled)
+    await own.close()
+    denial = json.dumps({"success": False, "errorReason": "insufficient_funds", "transaction": ""}).encode()
+    options = {"assets": [asset], "rpc_url": chain.rpc, "settlement_depth": 3}
+    async with asking(Wire([http(denial)]), **options) as facilitator:
+        assert isinstance(await facilitator.settle(authorization), Unknown)
+        _, other = paying(chain)
+        assert isinstance(await facilitator.settle(other), Rejected), "that one never was on its way"
 
 
 async def test_a_transfer_counts_when_it_is_as_deep_as_the_settings_say(chain: LocalChain) -> None:
