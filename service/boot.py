@@ -145,6 +145,7 @@ async def boot(
             facilitator=facilitator,
             clock=clock,
             window_seconds=min(SETTLEMENT_SECONDS, settings.payment_timeout_seconds // 2),
+            settle=settings.settle,
         )
         stack.push_async_callback(calls.drain)
         for work in (rotation.run(), reconciler.run(), _kept_alive(calls)):

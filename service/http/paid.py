@@ -96,9 +96,8 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
         payload = decode_payment_header(header)
         known = await service.calls.find(payload)
         accepted_before = service.calls.accepted_terms(known)
-        authorization = match_requirements(
-            payload, [accepted_before] if accepted_before else terms.accepts, resource=resource
-        )
+        accepts = [accepted_before] if accepted_before else terms.accepts
+        authorization = match_requirements(payload, accepts, resource=resource)
         bought: PaidAnswer | PaidStream
         if sale.stream:
             stream = cast("Stream", sale.produce)
