@@ -133,7 +133,9 @@ async def test_a_wrong_payment_is_a_402_that_says_why(stack: Stack, name: str) -
     wrong = WRONG[name]
     rows, earned = len(stack.ledger.rows()), await stack.earned()
     requirements = await stack.caller.terms()
-    signed = {name: int(time.time()) + 40 if value is SOON else value for name, value in (wrong.signed or {}).items()}
+    signed: dict[str, Any] = {
+        name: int(time.time()) + 40 if value is SOON else value for name, value in (wrong.signed or {}).items()
+    }
     document = as_document(pay(requirements, **{"key": stack.chain.buyer_key, **signed}))
     if wrong.copied is not None:
         document = edited(document, *wrong.copied)

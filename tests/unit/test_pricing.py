@@ -109,6 +109,7 @@ TIERED = PriceRule("0.10", tiers=(InputTier(100, "0.01"), InputTier(1000, "0.05"
 
 def test_tiers_price_by_input_size_and_the_base_price_covers_the_rest() -> None:
     assert [TIERED.base(n) for n in (0, 100, 101, 1000, 1001)] == ["0.01", "0.01", "0.05", "0.05", "0.10"]
+    assert parse_rule(TIERED.to_json(), "rule") == TIERED
     assert TIERED.to_json() == {
         "per_call": "0.10",
         "tiers": [{"up_to_tokens": 100, "price": "0.01"}, {"up_to_tokens": 1000, "price": "0.05"}],
