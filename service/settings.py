@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     # What it remembers
     ledger_url: Annotated[str, Field(repr=False)] = "sqlite:///tollseal-ledger.db"
     """`sqlite:///FILE`, or `postgresql+psycopg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+    reconcile_seconds: Annotated[int, Field(ge=5, le=86_400)] = 60
+    """How often payments are looked for that a stopped process, a facilitator or the chain has left unfinished."""
     payment_retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
     """How long finished payments are kept, with their answers. Unfinished ones stay until they are finished."""
     receipt_retention_days: Annotated[int, Field(ge=1, le=3650)] = 30

@@ -332,11 +332,10 @@ class Ledger:
 
         return await self._lanes["scan"].submit(Call(((self._statements.counts, ()),), read))
 
-    async def put_receipt(self, *, receipt_id: str, chat_id: str, receipt: str, now: int) -> None:
-        """Keep a receipt's JSON. A receipt never changes: a second one under the same id is ignored."""
-        values = {"receipt_id": receipt_id, "chat_id": chat_id, "receipt": receipt, "created": now}
+    async def put_receipt(self, receipt: NewReceipt, *, now: int) -> None:
+        """Keep a receipt. A receipt never changes: a second one under the same id is ignored."""
         statement = self._statements.put_receipt
-        step = (statement, statement.bind({f"new_{name}": value for name, value in values.items()}))
+        step = (statement, statement.bind(_receipt_values(receipt, now)))
         await self._lanes["quick"].submit(Call((step,), _number))
 
     async def receipt(self, identifier: str) -> str | None:
@@ -415,10 +414,7 @@ class Ledger:
         if receipt is not None:
             params |= {
                 "given_transaction_hash": values.get("transaction_hash", row.transaction),
-                "new_receipt_id": receipt.receipt_id,
-                "new_chat_id": receipt.chat_id,
-                "new_receipt": receipt.receipt_json,
-                "new_created": now,
+                **_receipt_values(receipt, now),
             }
             kept = self._statements.put_settled_receipt
             steps = (*steps, (kept, kept.bind(params)))
@@ -449,6 +445,15 @@ class Ledger:
         otherwise = (self._statements.again, (row.id, authorization.nonce))
         call = Call(steps, read, otherwise=otherwise, order=authorization.nonce, durable=durable)
         return await self._lanes["durable" if durable else "quick"].submit(call)
+
+
+def _receipt_values(receipt: NewReceipt, now: int) -> dict[str, Any]:
+    return {
+        "new_receipt_id": receipt.receipt_id,
+        "new_chat_id": receipt.chat_id,
+        "new_receipt": receipt.receipt_json,
+        "new_created": now,
+    }
 
 
 def _parsed(url: str) -> URL:

@@ -39,7 +39,7 @@ from typing import Final
 
 from service.payment.facilitator import Facilitator, Outcome, Unavailable, Unused, Used, Void
 from service.payment.ledger import Ledger, LedgerError, Moved, Row, Stale, State, Unfinished
-from service.payment.settlement import settle_served
+from service.payment.settlement import settle
 
 REORG_MARGIN_SECONDS: Final = 60
 """How much later than `valid_before` the chain's clock must be before an unspent nonce counts as dead."""
@@ -235,7 +235,7 @@ async def _finish(ledger: Ledger, facilitator: Facilitator, row: Row, clock: Cal
         case Action.SETTLE:
             done = await ledger.resume(row, now=clock()) if asked else taken
             if isinstance(done, Moved):
-                done = await settle_served(ledger, facilitator, done.row, clock)
+                done = await settle(ledger, facilitator, done.row, clock)
         case Action.RECORD if isinstance(outcome, Used):
             done = await ledger.settled(row, transaction=outcome.transaction, now=clock())
         case Action.REJECT:

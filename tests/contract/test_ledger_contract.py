@@ -351,7 +351,7 @@ async def test_a_caller_who_gives_up_leaves_a_whole_row(ledger: Ledger) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await ledger.put_receipt(receipt_id="after", chat_id="c", receipt="{}", now=1)
+    await ledger.put_receipt(NewReceipt("after", "c", "{}"), now=1)
     found = await ledger.find(row.authorization.key)
     assert found is not None
     assert (found.state, found.result) in ((State.RESERVED, None), (State.SERVED, b"answer"))
@@ -466,7 +466,7 @@ async def test_payments_are_counted_by_state(ledger: Ledger) -> None:
 async def test_everything_is_still_there_after_closing_and_opening(url: str) -> None:
     first = await Ledger.open(url, owner=OWNER)
     rows = [await in_state(first, state) for state in State]
-    await first.put_receipt(receipt_id="r1", chat_id="c1", receipt="{}", now=1)
+    await first.put_receipt(NewReceipt("r1", "c1", "{}"), now=1)
     await first.close()
     second = await Ledger.open(url, owner=OWNER)
     assert [await second.find(row.authorization.key) for row in rows] == rows
@@ -497,17 +497,17 @@ async def test_no_receipt_is_kept_for_a_settlement_that_was_not_recorded(ledger:
 
 
 async def test_receipts_are_found_by_both_ids_and_never_change(ledger: Ledger) -> None:
-    await ledger.put_receipt(receipt_id="r1", chat_id="c1", receipt='{"n":1}', now=1)
-    await ledger.put_receipt(receipt_id="r1", chat_id="c1", receipt='{"n":2}', now=2)
-    await ledger.put_receipt(receipt_id="r2", chat_id="c1", receipt='{"n":3}', now=3)
+    await ledger.put_receipt(NewReceipt("r1", "c1", '{"n":1}'), now=1)
+    await ledger.put_receipt(NewReceipt("r1", "c1", '{"n":2}'), now=2)
+    await ledger.put_receipt(NewReceipt("r2", "c1", '{"n":3}'), now=3)
     assert await ledger.receipt("r1") == '{"n":1}'
     assert await ledger.receipt("c1") == '{"n":3}'
     assert await ledger.receipt("r3") is None
 
 
 async def test_a_chat_id_that_looks_like_a_receipt_id_cannot_hide_that_receipt(ledger: Ledger) -> None:
-    await ledger.put_receipt(receipt_id="r1", chat_id="c1", receipt='{"n":1}', now=1)
-    await ledger.put_receipt(receipt_id="r2", chat_id="r1", receipt='{"n":2}', now=2)
+    await ledger.put_receipt(NewReceipt("r1", "c1", '{"n":1}'), now=1)
+    await ledger.put_receipt(NewReceipt("r2", "r1", '{"n":2}'), now=2)
     assert await ledger.receipt("r1") == '{"n":1}'
 
 
@@ -520,7 +520,7 @@ async def pruned(url: str, now: int, **limits: int) -> Pruned:
 
 async def test_the_newest_receipts_are_kept(ledger: Ledger, url: str) -> None:
     for number in range(10):
-        await ledger.put_receipt(receipt_id=f"r{number}", chat_id=f"c{number}", receipt="{}", now=number)
+        await ledger.put_receipt(NewReceipt(f"r{number}", f"c{number}", "{}"), now=number)
     assert await pruned(url, 100, max_receipts=3) == Pruned(receipts=7, payments=0)
     assert [await ledger.receipt(f"r{number}") is not None for number in range(10)] == [False] * 7 + [True] * 3
 
@@ -528,8 +528,8 @@ async def test_the_newest_receipts_are_kept(ledger: Ledger, url: str) -> None:
 async def test_pruning_removes_what_is_old_and_finished_and_nothing_else(ledger: Ledger, url: str) -> None:
     ages = {"receipt_max_age_seconds": 50, "payment_max_age_seconds": 50}
     old = [await in_state(ledger, state) for state in State]
-    await ledger.put_receipt(receipt_id="old", chat_id="c", receipt="{}", now=100)
-    await ledger.put_receipt(receipt_id="new", chat_id="c", receipt="{}", now=101)
+    await ledger.put_receipt(NewReceipt("old", "c", "{}"), now=100)
+    await ledger.put_receipt(NewReceipt("new", "c", "{}"), now=101)
     assert await pruned(url, 150, **ages) == Pruned(receipts=1, payments=0)
     assert await pruned(url, 160, **ages) == Pruned(receipts=1, payments=3)
     kept = {row.state for row in old if await ledger.find(row.authorization.key) is not None}

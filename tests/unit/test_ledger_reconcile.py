@@ -21,7 +21,7 @@ from service.payment.facilitator import (
 )
 from service.payment.ledger import Ledger, LedgerUnavailableError, Retention, Row, Stale, State
 from service.payment.reconcile import AT_ONCE, REORG_MARGIN_SECONDS, Action, Reconciler, decide, reconcile
-from service.payment.settlement import settle_served
+from service.payment.settlement import settle
 from tests.ledgers import LEASE, OWNER, in_state, reclaimed
 from tests.payments import authorize
 
@@ -313,7 +313,7 @@ async def test_settling_records_what_the_facilitator_says(
 ) -> None:
     row = await row_in(ledger, State.SERVED)
     ticks = iter([600, 700])
-    done = await settle_served(ledger, ScriptedFacilitator(outcome=LOST, settle=result), row, lambda: next(ticks))
+    done = await settle(ledger, ScriptedFacilitator(outcome=LOST, settle=result), row, lambda: next(ticks))
     assert done.row == await ledger.find(row.authorization.key)
     assert done.row is not None
     assert (done.row.state, done.row.transaction, done.row.reason) == (after, transaction, reason)
@@ -323,6 +323,6 @@ async def test_settling_records_what_the_facilitator_says(
 async def test_a_payment_is_not_settled_by_two(ledger: Ledger) -> None:
     row = await row_in(ledger, State.SERVED)
     facilitator = ScriptedFacilitator(outcome=LOST)
-    await settle_served(ledger, facilitator, row, lambda: 1)
-    assert isinstance(await settle_served(ledger, facilitator, row, lambda: 1), Stale)
+    await settle(ledger, facilitator, row, lambda: 1)
+    assert isinstance(await settle(ledger, facilitator, row, lambda: 1), Stale)
     assert len(facilitator.settlements) == 1
