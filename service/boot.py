@@ -105,7 +105,7 @@ async def boot(
         check_pinned(digest, settings.pinned_manifest)
         report(f"build {digest}")
 
-        facilitator = _facilitator(settings)
+        facilitator = open_facilitator(settings)
         stack.push_async_callback(facilitator.close)
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
@@ -293,7 +293,8 @@ def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
     )
 
 
-def _facilitator(settings: Settings) -> Facilitator:
+def open_facilitator(settings: Settings) -> Facilitator:
+    """What checks and executes payments with these settings."""
     asset = settings.payee.asset
     if settings.facilitator == "local":
         return LocalFacilitator(
