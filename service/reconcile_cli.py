@@ -6,8 +6,9 @@ import click
 
 from attestation.commands import json_option, print_json
 from attestation.terminal import console, print_fields
-from service.boot import open_facilitator, unix_now
+from service.boot import unix_now
 from service.cli import read_settings, run_to_exit
+from service.facilitators import open_facilitator
 from service.payment.ledger import Ledger, State
 from service.payment.reconcile import ReconcileReport, reconcile
 from service.settings import Settings

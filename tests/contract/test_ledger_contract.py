@@ -37,7 +37,7 @@ from tests.ledgers import (
     reserved,
     traceback_of,
 )
-from tests.payments import authorize
+from tests.payments import authorize, offer
 
 UNFINISHED = (State.RESERVED, State.SERVED, State.SETTLING, State.UNKNOWN)
 FINISHED = (State.SETTLED, State.REJECTED, State.RELEASED)
@@ -110,13 +110,14 @@ async def test_what_a_transition_returns_is_what_is_stored(ledger: Ledger, state
     assert await ledger.find(row.authorization.key) == row
 
 
-async def test_whatever_a_payload_holds_is_stored_as_it_is(ledger: Ledger) -> None:
+async def test_whatever_a_payment_holds_is_stored_as_it_is(ledger: Ledger) -> None:
     odd = {"note": "\x00 ü 漢 \U0001f4b0 %s :x ?", "big": 2**200, "deep": [[[{}]]]}
-    authorization = authorize()
-    authorization = replace(authorization, payload=authorization.payload.model_copy(update={"extensions": odd}))
+    terms = offer()
+    authorization = authorize(terms.model_copy(update={"extra": {**terms.extra, **odd}}))
     row = await reserved(ledger, authorization)
     found = await ledger.find(row.authorization.key)
     assert found is not None
+    assert found.authorization.requirements == authorization.requirements
     assert found.authorization.payload == authorization.payload
 
 
