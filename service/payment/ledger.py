@@ -44,7 +44,7 @@ from service.payment.ledger_schema import (
     State,
 )
 from service.payment.ledger_sqlite import prepare_file, sqlite_lanes
-from service.payment.ledger_statements import Statements
+from service.payment.ledger_statements import PURCHASE, Statements
 from service.payment.migrations import migrate
 from service.payment.records import (
     Conflict,
@@ -338,6 +338,24 @@ class Ledger:
         step = (statement, statement.bind(_receipt_values(receipt, now)))
         await self._lanes["quick"].submit(Call((step,), _number))
 
+    async def bind_identifier(
+        self, payer: str, identifier: str, request_digest: str, key: PaymentKey, now: int
+    ) -> bool:
+        """See `service.payment.identifier.Identifiers`."""
+        network, asset, _, nonce = key
+        purchase = {"request_digest": request_digest, "network": network, "asset": asset, "nonce": nonce}
+        params = {
+            f"new_{name}": value
+            for name, value in {"payer": payer, "identifier": identifier, **purchase, "created": now}.items()
+        }
+
+        def read(bound: Rows, found: Rows) -> bool:
+            return bool(bound) or [tuple(row) for row in found] == [tuple(purchase[name] for name in PURCHASE)]
+
+        bind, find = self._statements.bind_identifier, self._statements.identifier
+        call = Call(((bind, bind.bind(params)),), read, otherwise=(find, find.bind(params)), order=nonce)
+        return await self._lanes["quick"].submit(call)
+
     async def receipt(self, identifier: str) -> str | None:
         """The JSON of the receipt with this receipt id, or of the newest one with this chat id."""
 
@@ -356,6 +374,7 @@ class Ledger:
         receipts = await self._repeat((statements.drop_receipts, statements.drop_receipts.bind(aged)))
         old = {"given_before": now - keep.payment_max_age_seconds, "given_limit": PRUNED_AT_ONCE}
         payments = await self._repeat((statements.drop_payments, statements.drop_payments.bind(old)))
+        await self._repeat((statements.drop_identifiers, statements.drop_identifiers.bind(old)))
 
         def beyond(stored: Rows, _: Rows) -> list[int]:
             total, dropped = 0, []
