@@ -199,11 +199,13 @@ async def test_a_nonce_spent_on_somebody_else_is_a_definite_no(
     assert paid_out(chain) == 0
 
 
-async def test_many_settlements_at_once_get_a_transaction_each(facilitator: Facilitator, chain: LocalChain) -> None:
+async def test_many_settlements_at_once_are_each_paid_once_in_few_transactions(
+    facilitator: Facilitator, chain: LocalChain
+) -> None:
     payments = [payment(chain) for _ in range(20)]
     settled = await asyncio.gather(*(facilitator.settle(one) for one in payments))
     assert all(isinstance(one, Settled) for one in settled), settled
-    assert len({one.transaction for one in settled if isinstance(one, Settled)}) == 20
+    assert len({one.transaction for one in settled if isinstance(one, Settled)}) < 10
     assert paid_out(chain) == 20 * PRICE
 
 
