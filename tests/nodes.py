@@ -53,7 +53,9 @@ async def between(rpc: str) -> AsyncIterator[Proxy]:
                 answers = json.loads(await response.read())
             if proxy.change is not None:
                 given = answers if isinstance(answers, list) else [answers]
-                changed = [proxy.change(item["method"], item["params"], one) for item, one in zip(items, given)]
+                changed = [
+                    proxy.change(item["method"], item["params"], one) for item, one in zip(items, given, strict=True)
+                ]
                 answers = changed if isinstance(answers, list) else changed[0]
             return web.Response(text=json.dumps(answers))
 

@@ -177,21 +177,37 @@ class Settler:
         share = max(1, self._pipeline.transactions // 2) if self.batches else self._pipeline.transactions
         alone = sum(task.get_name() == "alone" for task in self._running)
         while self._alone and self._free() and alone < share:
-            alone += self._launch(self._alone, 1, "alone")
+            alone += self._launch([self._alone.popleft()], "alone")
         while self._together and self._free():
             waited = asyncio.get_running_loop().time() - self._together[0].since
             left = self._pipeline.collect_seconds - waited
             if self._running and len(self._together) < self._pipeline.payments and left > 0:
                 return left
-            self._launch(self._together, self._pipeline.payments, "batch")
+            self._launch(self._next_batch(), "batch")
         return None
+
+    def _next_batch(self) -> list[_Entry]:
+        """The oldest payments; when not all fit, with what else their payers have waiting.
+
+        A payer's balance is written to the chain's state once in a transaction, so a payer's further payments are
+        cheaper there than in another one. The oldest payment is always among them, so nobody waits for ever.
+        """
+        most = self._pipeline.payments
+        waiting = list(self._together)
+        if len(waiting) > most:
+            by_payer: dict[str, list[_Entry]] = {}
+            for entry in waiting:
+                by_payer.setdefault(entry.authorization.payer, []).append(entry)
+            waiting = [entry for entries in by_payer.values() for entry in entries]
+        chosen = {id(entry) for entry in waiting[:most]}
+        self._together = deque(entry for entry in self._together if id(entry) not in chosen)
+        return waiting[:most]
 
     def _free(self) -> bool:
         return len(self._running) < self._pipeline.transactions
 
-    def _launch(self, queue: deque[_Entry], most: int, name: str) -> int:
-        """Settle the first of a queue together; returns how many tasks were started."""
-        batch = [queue.popleft() for _ in range(min(most, len(queue)))]
+    def _launch(self, batch: list[_Entry], name: str) -> int:
+        """Settle these together; returns how many tasks were started."""
         batch = [entry for entry in batch if not entry.result.done()]  # given up by the batch it was in before
         if not batch:
             return 0

@@ -199,7 +199,7 @@ async def test_a_nonce_spent_on_somebody_else_is_a_definite_no(
     assert paid_out(chain) == 0
 
 
-async def test_many_settlements_at_once_are_each_paid_once_in_few_transactions(
+async def test_many_settlements_at_once_are_paid_once_each_in_few_transactions(
     facilitator: Facilitator, chain: LocalChain
 ) -> None:
     payments = [payment(chain) for _ in range(20)]
