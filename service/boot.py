@@ -105,6 +105,8 @@ async def boot(
         stack.push_async_callback(facilitator.close)
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
+        if isinstance(facilitator, LocalFacilitator) and not await facilitator.batches():
+            report("the chain has no Multicall3: each payment is settled in a transaction of its own")
 
         # Before the chain is told of keys: without a ledger they would never serve anybody.
         ledger = await Ledger.open(settings.ledger_url)
@@ -157,6 +159,7 @@ async def boot(
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
             facilitator=facilitator,
+            served=_served(settings, facilitator),
             readiness=readiness,
             ledger=ledger,
             calls=calls,
@@ -285,9 +288,23 @@ def _facilitator(settings: Settings) -> Facilitator:
     asset = settings.payee.asset
     if settings.facilitator == "local":
         return LocalFacilitator(
-            rpc_url=settings.rpc_url, operator_key=settings.operator_key.get_secret_value(), assets=[asset]
+            rpc_url=settings.rpc_url,
+            operator_key=settings.operator_key.get_secret_value(),
+            assets=[asset],
+            max_fee_wei=settings.max_fee_wei,
+            max_head_age_seconds=settings.max_head_age_seconds,
+            factories=settings.wallet_factories,
         )
     return RemoteFacilitator(url=settings.facilitator, rpc_url=settings.rpc_url, assets=[asset])
+
+
+def _served(settings: Settings, facilitator: Facilitator) -> tuple[LocalFacilitator, ...]:
+    """The facilitator that others may use too, when there is one."""
+    if not settings.serve_facilitator:
+        return ()
+    if not isinstance(facilitator, LocalFacilitator):
+        raise BootError("serve_facilitator is set, but the facilitator is somebody else's; only our own can be served")
+    return (facilitator,)
 
 
 def _account(settings: Settings) -> LocalAccount:

@@ -38,9 +38,6 @@ from service.pricing import Asset
 MIN_OPERATOR_WEI: Final = 10**14
 """Balance below which the operator is not ready, however cheap gas is: a few settlements at 1 gwei."""
 
-READY_SECONDS: Final = 3.0
-"""How long an answer of `ready` holds, which every unpaid request asks for."""
-
 
 class LocalFacilitator:
     """Verifies and settles on one EVM network through one node.
@@ -103,9 +100,7 @@ class LocalFacilitator:
             self._node, self._account, assets[0].chain_id, depth=depth, max_fee=max_fee_wei, pace=pace or Pace()
         )
         self._settler = Settler(self._node, self._sender, self._simulator, self._chain, pipeline=pipeline or Pipeline())
-        self._tokens_good = False
-        self._looking: asyncio.Task[list[str]] | None = None
-        self._looked_at = 0.0
+        self._chain_good = False
 
     @property
     def operator(self) -> str:
@@ -117,9 +112,16 @@ class LocalFacilitator:
         """Whether so many settlements are waiting that no further one is taken."""
         return self._settler.full
 
-    @property
-    def batches(self) -> bool:
-        """Whether many payments share a transaction; false on a chain without Multicall3. Known after `ready`."""
+    async def batches(self) -> bool:
+        """Whether many payments share a transaction; false on a chain without Multicall3.
+
+        Raises:
+            FacilitatorUnavailableError: the chain could not be asked.
+        """
+        try:
+            await self._check_chain()
+        except ChainError as error:
+            raise _unavailable(error) from error
         return self._settler.batches
 
     async def verify(self, authorization: Authorization) -> VerifyResult:
@@ -131,7 +133,7 @@ class LocalFacilitator:
         if outside is not None:
             return outside
         try:
-            await self._check_tokens()
+            await self._check_chain()
             finding = await self._checks.ask(payment)
         except ChainError as error:
             raise _unavailable(error) from error
@@ -147,13 +149,10 @@ class LocalFacilitator:
         if isinstance(payment, Invalid):
             return Rejected(payment.reason, payment.message)
         try:
-            await self._check_tokens()
+            await self._check_chain()
         except ChainError as error:
             return Unknown(f"the chain could not be asked: {error}")
-        result = await self._settler.settle(payment, self._timeout)
-        if isinstance(result, Unknown):
-            self._looked_at = 0.0  # something is wrong: the next unpaid request is told what
-        return result
+        return await self._settler.settle(payment, self._timeout)
 
     async def outcome(self, authorization: Authorization) -> Outcome:
         """See `Facilitator.outcome`."""
@@ -166,55 +165,44 @@ class LocalFacilitator:
             yield
 
     async def ready(self) -> list[str]:
-        """See `Facilitator.ready`. Asks the node every few seconds at most, whoever asks how often."""
-        now = time.monotonic()
-        if self._looking is None or (self._looking.done() and now - self._looked_at > READY_SECONDS):
-            self._looked_at = now
-            self._looking = asyncio.create_task(self._look())
-        return list(await asyncio.shield(self._looking))
+        """See `Facilitator.ready`. Two requests to the node."""
+        found, poor = await asyncio.gather(self._chain.problems(self.assets), self._operator_problems())
+        # When the chain is out of reach, that is said already.
+        return found or poor
 
     async def close(self) -> None:
         """Wait for settlements that somebody waits for, then stop everything and release connections."""
         await self._settler.close()
         await self._sender.close()
         await self._checks.close()
-        if self._looking is not None:
-            await asyncio.wait([self._looking])
         await self._node.close()
 
-    async def _look(self) -> list[str]:
-        found = await self._chain.problems(self.assets)
-        self._tokens_good = self._tokens_good or not found
+    async def _operator_problems(self) -> list[str]:
         marks = self._sender.marks()
         try:
-            code, *answers = await self._node.batch(
-                [("eth_getCode", [MULTICALL3, "latest"]), *self._sender.questions()]
-            )
-            self._settler.batches = hex_data(code) != b""
-            snapshot = self._sender.read(marks, answers)
+            snapshot = self._sender.read(marks, await self._node.batch(self._sender.questions()))
             price = self._sender.price(snapshot)
         except (ChainError, NotSentError) as error:
-            # When the chain is out of reach, that is said already.
-            return found or [f"the operator's gas money cannot be judged: {error}"]
+            return [f"the operator's gas money cannot be judged: {error}"]
         needed = max(self._min_operator_wei, KEY_GAS * price)
-        if snapshot.balance < needed:
-            found.append(f"the operator {self.operator} has {snapshot.balance} wei for gas; it needs at least {needed}")
-        return found
+        if snapshot.balance >= needed:
+            return []
+        return [f"the operator {self.operator} has {snapshot.balance} wei for gas; it needs at least {needed}"]
 
-    async def _check_tokens(self) -> None:
-        """Once: the tokens are what the terms say, and the node is on the right chain.
+    async def _check_chain(self) -> None:
+        """Once: the tokens are what the terms say, the node is on the right chain, and has Multicall3 or not.
 
         Raises:
             ChainError: they are not, or it is not, or it cannot be known.
         """
-        if self._tokens_good:
+        if self._chain_good:
             return
         found = await self._chain.problems(self.assets)
         if found:
             raise ChainError("; ".join(found))
         code = hex_data(await self._node.call("eth_getCode", MULTICALL3, "latest"))
         self._settler.batches = code != b""
-        self._tokens_good = True
+        self._chain_good = True
 
 
 def _account(key: str) -> LocalAccount:

@@ -71,7 +71,7 @@ async def facilitator(request: pytest.FixtureRequest, chain: LocalChain) -> Asyn
         if request.param == "local":
             opened = local(chain)
         else:
-            url = stack.enter_context(serving(working(lambda: local(chain), asset_of(chain).network)))
+            url = stack.enter_context(serving(working(local(chain)))) + "/facilitator"
             rpc = None if request.param == "remote-without-rpc" else chain.rpc
             opened = RemoteFacilitator(url=url, assets=[asset_of(chain)], rpc_url=rpc)
         yield opened
@@ -226,9 +226,9 @@ async def doomed(
         if request.param == "local":
             opened = local(chain, confirmation_timeout_seconds=1.5)
         else:
-            inner = working(lambda: local(chain, confirmation_timeout_seconds=1.5), asset_of(chain).network)
+            inner = working(local(chain, confirmation_timeout_seconds=1.5))
             rpc = None if request.param == "remote-without-rpc" else chain.rpc
-            url = stack.enter_context(serving(inner))
+            url = stack.enter_context(serving(inner)) + "/facilitator"
             opened = RemoteFacilitator(url=url, assets=[asset_of(chain)], rpc_url=rpc, confirmation_timeout_seconds=0.5)
         yield opened, node, chain
         await opened.close()
