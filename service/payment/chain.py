@@ -166,8 +166,10 @@ class ChainReader:
             return Void("the payer has cancelled the authorization")
         transaction = hash_text(event.transaction)
         receipt = json_object(await self._node.call("eth_getTransactionReceipt", transaction), "receipt of an event")
-        moved = transfers(parse_logs(receipt.get("logs"))).get(nonce_key(authorization))
-        if moved != paid_by(authorization):
+        made = transfers(parse_logs(receipt.get("logs")))
+        if nonce_key(authorization) not in made:
+            raise ChainError("the node has an event of a transaction whose receipt does not have it")
+        if made[nonce_key(authorization)] != paid_by(authorization):
             return Void("the payer has spent the nonce on another transfer")
         return Used(transaction, used_in)
 

@@ -44,7 +44,7 @@ MAX_GAP: Final = 16
 """Missing nonces that are filled; more than that is somebody else's account, or another chain."""
 
 _FIRST_PAUSE: Final = 0.004
-_SEND_ATTEMPTS: Final = 3
+_SEND_ATTEMPTS: Final = 5
 
 _log: Final = logging.getLogger(__name__)
 

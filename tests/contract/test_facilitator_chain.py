@@ -243,16 +243,16 @@ async def test_only_the_exact_transfer_to_us_counts() -> None:
 
     used, moved = honest_answers(authorization)["eth_getTransactionReceipt"]["logs"]
     other_nonce = {**used, "topics": [*used["topics"][:2], "0x" + "00" * 32]}
+    for logs in ([], [moved], [{**used, "address": STRANGER}, moved]):
+        # The node has the event in one place and not in the other, so its word is worth nothing.
+        assert isinstance(await ask(authorization, with_logs(*logs)), Unavailable), logs
     for logs in (
         [used],
-        [moved],
         [moved, used],
-        [],
         [used, {**moved, "data": f"0x{authorization.amount - 1:064x}"}],
         [used, {**moved, "address": STRANGER}],
         [used, {**moved, "topics": [*moved["topics"][:2], "0x" + STRANGER[2:].rjust(64, "0")]}],
         [used, other_nonce, moved],
-        [{**used, "address": STRANGER}, moved],
     ):
         assert isinstance(await ask(authorization, with_logs(*logs)), Void), logs
     unrelated = {"address": STRANGER, "topics": [], "data": "0x"}
