@@ -103,6 +103,7 @@ async def boot(
 
         facilitator = _facilitator(settings)
         stack.push_async_callback(facilitator.close)
+        served = _served(settings, facilitator)
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
         if isinstance(facilitator, LocalFacilitator) and not await facilitator.batches():
@@ -159,7 +160,7 @@ async def boot(
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
             facilitator=facilitator,
-            served=_served(settings, facilitator),
+            served=served,
             readiness=readiness,
             ledger=ledger,
             calls=calls,
