@@ -4,7 +4,6 @@ Anything that is not as it must be ends the start with a sentence that says what
 """
 
 import asyncio
-import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -87,8 +86,6 @@ async def boot(
         BackendError, BackendURIError, WeightsError, UnknownModel: the model cannot serve.
         LedgerError: the ledger cannot be used.
     """
-    # The SDK logs what a node answered, and that may quote the node's URL with an access key in it.
-    logging.getLogger("x402").setLevel(logging.CRITICAL)
     enclave = open_enclave(settings.enclave)
     refuse_mainnet(enclave, settings)
     operator = _account(settings)

@@ -318,6 +318,10 @@ class Sender:
             except ChainError as error:
                 _log.warning("the transactions in flight cannot be looked after: %s", error)
                 pause = self._pace.poll
+            except Exception:
+                # A mistake of ours must not leave transactions alone that others wait for.
+                _log.exception("looking after the transactions in flight failed")
+                pause = self._pace.poll
             if not self._flying:
                 break
             with contextlib.suppress(TimeoutError):
@@ -385,6 +389,8 @@ class Sender:
         due = [one for one in waiting if one in self._flying and one.overtaken_at is None]
         gap = bool(due) and pending < due[0].nonce
         self._gap_since = (self._gap_since or now) if gap else None
+        if self._sending.locked():
+            return  # somebody sends; what is to be mended can wait, what is mined cannot
         async with self._sending:
             if self._gap_since is not None and now - self._gap_since >= self._pace.patience:
                 await self._fill(pending, due[0].nonce, market)

@@ -6,7 +6,7 @@ Nothing in flight: what waits is sent at once, which is fastest where blocks are
 collected for a moment, or until a transaction lands or a batch is full: slow blocks get few and full ones.
 
 A payment whose signature is checked by foreign code (a contract wallet) never shares a transaction: the code could use
-up the gas of everybody behind it. Whoever fails in a batch although the simulation was good is tried again, alone.
+up the gas of everybody behind it. Whoever fails although the simulation was good is tried again, in the end alone.
 """
 
 import asyncio
@@ -334,9 +334,10 @@ class Settler:
                 # A wallet that accepts in simulations and refuses in blocks would make us pay for gas for ever.
                 entry.result.set_result(Rejected(ERR_TRANSACTION_FAILED, message_for(ERR_TRANSACTION_FAILED)))
             elif entry.tries < _TRIES:
-                # Lost, out of gas, or not possible any more: the next simulation says which.
+                # Lost, out of gas, or not possible any more: the next simulation says which. Somebody's code may have
+                # used up everybody's gas, so it is looked for again.
                 self._without_code.pop(authorization.payer, None)
-                entry.alone = entry.alone or mined is not None
+                entry.alone = entry.alone or entry.tries > 1
                 self._enqueue([entry])
             else:
                 self._give_up([entry], f"the transfer failed {_TRIES} times although its simulations were good")
