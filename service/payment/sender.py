@@ -18,14 +18,13 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
-from service.payment.erc3009 import Log, parse_logs
-from service.payment.evm_rpc import Call, ChainError, Node, NodeRefusedError, hash_text, json_object, quantity
+from service.payment.evm_rpc import Call, ChainError, Node, NodeRefusedError, quantity
 from service.payment.fees import (
     Fees,
     FeeTooHighError,
@@ -36,6 +35,7 @@ from service.payment.fees import (
     raised_fees,
     read_market,
 )
+from service.payment.transaction import Mined, Receipt, Sent, Snapshot, is_known, nonce_is_taken
 
 PLAIN_GAS: Final = 21_000
 """What a transaction uses that does nothing."""
@@ -69,69 +69,6 @@ class Pace:
     resend: float = 2.0
     replace: float = 12.0
     patience: float = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The account and the chain at one moment.
-
-    Attributes:
-        pending: the account's next nonce, as the node sees it.
-        balance: wei.
-        gas_limit: of a block.
-        sent: how many transactions this process had sent by then.
-    """
-
-    market: Market
-    pending: int
-    balance: int
-    gas_limit: int
-    sent: int
-    idle: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Mined:
-    """A transaction in a block that is deep enough.
-
-    Attributes:
-        logs: its events, none when it failed.
-        checks: the answers to the questions that came with it, asked once it was in its block.
-    """
-
-    transaction: str
-    block: int
-    succeeded: bool
-    gas_used: int
-    logs: list[Log]
-    checks: list[Any]
-
-
-@dataclass(slots=True)
-class Sent:
-    """A transaction on its way.
-
-    Attributes:
-        attempts: hash and signed bytes of each version; they differ in their fees.
-        mined: None when somebody else has used its nonce.
-    """
-
-    nonce: int
-    to: str
-    data: bytes
-    gas: int
-    checks: Sequence[Call]
-    fees: Fees
-    mined: asyncio.Future[Mined | None]
-    attempts: list[tuple[str, str]] = field(default_factory=list)
-    priced_at: float = 0.0
-    given_at: float = 0.0
-    overtaken_at: float | None = None
-
-    @property
-    def transaction(self) -> str:
-        """Hash of the version that pays most."""
-        return self.attempts[-1][0]
 
 
 class Sender:
@@ -219,7 +156,7 @@ class Sender:
                 try:
                     await self._give(sent)
                 except NodeRefusedError as error:
-                    if not _nonce_is_taken(error):
+                    if not nonce_is_taken(error):
                         raise NotSentError(f"the node refuses the transaction: {error.refusal}") from error
                     _log.warning("nonce %d of %s is taken by somebody else", sent.nonce, self._account.address)
                     self._next = sent.nonce + 1
@@ -295,7 +232,7 @@ class Sender:
         try:
             await self._node.call("eth_sendRawTransaction", sent.attempts[-1][1])
         except NodeRefusedError as error:
-            if not _is_known(error):
+            if not is_known(error):
                 raise
 
     def _fly(self, sent: Sent) -> None:
@@ -343,12 +280,12 @@ class Sender:
         block, gas_price, tip, used, pending, *receipts = await self._node.batch(calls)
         market = read_market(block, gas_price, tip)
         head = quantity(block.get("number"))
-        mined: dict[int, tuple[Sent, _Receipt]] = {}
+        mined: dict[int, tuple[Sent, Receipt]] = {}
         unclear = set()
         for (one, hash_), receipt in zip(hashes, receipts, strict=True):
             try:
                 if receipt is not None:
-                    mined[one.nonce] = (one, _Receipt.read(receipt, hash_))
+                    mined[one.nonce] = (one, Receipt.read(receipt, hash_))
             except ChainError as error:
                 _log.warning("the receipt of transaction %s cannot be used: %s", hash_, error)
                 unclear.add(one.nonce)
@@ -358,7 +295,7 @@ class Sender:
         waiting = [one for one in flying if one.nonce not in mined and one.nonce not in unclear]
         await self._mend(waiting, market, quantity(used), quantity(pending))
 
-    async def _land(self, deep: "Sequence[tuple[Sent, _Receipt]]") -> None:
+    async def _land(self, deep: "Sequence[tuple[Sent, Receipt]]") -> None:
         """Finish what is in a block that the node still has."""
         calls: list[Call] = []
         for sent, receipt in deep:
@@ -426,43 +363,3 @@ class Sender:
                 await self._give(sent)
                 self._flying.append(sent)
         self._gap_since = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Receipt:
-    transaction: str
-    block: int
-    block_hash: str
-    succeeded: bool
-    gas_used: int
-    logs: list[Log]
-
-    @classmethod
-    def read(cls, value: Any, transaction: str) -> "_Receipt":
-        receipt = json_object(value, "receipt")
-        if hash_text(receipt.get("transactionHash")) != transaction:
-            raise ChainError("the node answered with the receipt of another transaction")
-        succeeded = quantity(receipt.get("status"))
-        if succeeded > 1:
-            raise ChainError("the node answered with a receipt that makes no sense")
-        return cls(
-            transaction,
-            quantity(receipt.get("blockNumber")),
-            hash_text(receipt.get("blockHash")),
-            bool(succeeded),
-            quantity(receipt.get("gasUsed")),
-            parse_logs(receipt.get("logs")) if succeeded else [],
-        )
-
-    def mined(self, checks: list[Any]) -> Mined:
-        return Mined(self.transaction, self.block, self.succeeded, self.gas_used, self.logs, checks)
-
-
-def _is_known(error: NodeRefusedError) -> bool:
-    words = error.refusal.lower()
-    return "already known" in words or "already imported" in words or "known transaction" in words
-
-
-def _nonce_is_taken(error: NodeRefusedError) -> bool:
-    words = error.refusal.lower()
-    return "nonce too low" in words or "nonce is too low" in words or "replacement" in words

@@ -25,23 +25,16 @@ from x402.mechanisms.evm.constants import (
 )
 
 from service.payment.authorization import Authorization, PaymentKey
+from service.payment.batch import MAX_TRANSACTION_GAS, gas_for, spent_in, states_of, transaction_of
 from service.payment.chain import ChainReader
 from service.payment.checks import Prepared, Refused, Simulator
-from service.payment.erc3009 import authorization_state, nonce_key, one_word, paid_by, transfers
+from service.payment.erc3009 import nonce_key, paid_by, transfers
 from service.payment.evm_rpc import Call, ChainError, Node, NodeRefusedError, hex_data
 from service.payment.facilitator import Rejected, Settled, SettleResult, Unavailable, Unknown, Unused, Used, Void
-from service.payment.multicall import MULTICALL3, aggregate, results
+from service.payment.multicall import results
 from service.payment.reasons import message_for
-from service.payment.sender import Mined, NotSentError, Sender, Sent, Snapshot
-
-BATCH_GAS_PER_TRANSFER: Final = 120_000
-"""Twice what a transfer by key uses in a batch. The simulation has the same gas, so too little is noticed there."""
-
-BATCH_GAS: Final = 60_000
-"""The transaction itself and Multicall3's own work, on top of the transfers."""
-
-MAX_TRANSACTION_GAS: Final = 16_000_000
-"""Below the limit of one transaction on Ethereum since EIP-7825 (2**24)."""
+from service.payment.sender import NotSentError, Sender
+from service.payment.transaction import Mined, Sent, Snapshot
 
 _KNOWN_PAYERS: Final = 10_000
 _TRIES: Final = 3
@@ -247,8 +240,8 @@ class Settler:
         if not batch:
             return
         payments = [entry.payment for entry in batch]
-        target, data, gas = _transaction(payments)
-        sent = await self._sender.send(snapshot, target, data, gas, [_states(payments)])
+        target, data, gas = transaction_of(payments)
+        sent = await self._sender.send(snapshot, target, data, gas, [states_of(payments)])
         for entry in batch:
             entry.sent = sent
             entry.tries += 1
@@ -274,7 +267,7 @@ class Settler:
     def _simulation(self, payments: Sequence[Prepared]) -> Call:
         if len(payments) == 1:
             return self._simulator.call(payments[0])
-        target, data, gas = _transaction(payments)
+        target, data, gas = transaction_of(payments)
         return ("eth_call", [self._simulator.transaction(target, data, gas), "latest"])
 
     async def _weed_out(self, batch: list[_Entry], simulated: Any) -> list[_Entry]:
@@ -306,10 +299,10 @@ class Settler:
         price = self._sender.price(snapshot)
         gas = min(available // max(price, 1), snapshot.gas_limit // 2, MAX_TRANSACTION_GAS)
         count = len(batch)
-        while count and _transaction_gas([entry.payment for entry in batch[:count]]) > gas:
+        while count and gas_for([entry.payment for entry in batch[:count]]) > gas:
             count -= 1
         if count == 0 and batch and not self._sender.reserved:
-            needed = _transaction_gas([batch[0].payment]) * price
+            needed = gas_for([batch[0].payment]) * price
             raise NotSentError(f"the operator has {snapshot.balance} wei for gas, and one transfer may need {needed}")
         for entry in batch[count:]:
             entry.since = asyncio.get_running_loop().time()
@@ -319,7 +312,7 @@ class Settler:
     async def _conclude(self, batch: Sequence[_Entry], mined: Mined | None) -> None:
         """Tell everybody in a transaction that was mined, or lost, what became of it."""
         done = {} if mined is None else transfers(mined.logs)
-        spent = [] if mined is None else _spent(mined.checks[0], len(batch))
+        spent = [] if mined is None else spent_in(mined.checks[0], len(batch))
         for index, entry in enumerate(batch):
             authorization = entry.authorization
             if mined is not None and done.get(nonce_key(authorization)) == paid_by(authorization):
@@ -362,33 +355,3 @@ class Settler:
         if refused.reason == ERR_VALID_BEFORE_EXPIRED and refused.chain_time < authorization.valid_before:
             return Unknown("the authorization is about to expire", transaction)
         return Rejected(refused.reason, refused.message or message_for(refused.reason))
-
-
-def _transaction(payments: Sequence[Prepared]) -> tuple[str, bytes, int]:
-    """Target, data and gas limit of the transaction that executes these payments."""
-    calls = [call for payment in payments for call in payment.calls]
-    target, data = calls[0] if len(calls) == 1 else (MULTICALL3, aggregate(calls))
-    return target, data, _transaction_gas(payments)
-
-
-def _transaction_gas(payments: Sequence[Prepared]) -> int:
-    if len(payments) == 1:
-        return payments[0].gas
-    return BATCH_GAS + BATCH_GAS_PER_TRANSFER * len(payments)
-
-
-def _states(payments: Sequence[Prepared]) -> Call:
-    """The question whether the nonces of these payments are spent."""
-    calls = [(payment.authorization.asset, authorization_state(payment.authorization)) for payment in payments]
-    target, data = calls[0] if len(calls) == 1 else (MULTICALL3, aggregate(calls))
-    return ("eth_call", [{"to": target, "data": "0x" + data.hex()}, "latest"])
-
-
-def _spent(answer: Any, count: int) -> list[bool]:
-    """The answer to `_states`; what is no clear yes is a no."""
-    try:
-        data = hex_data(answer)
-        words = [data] if count == 1 else [said for _, said in results(data, count)]
-        return [one_word(word) == 1 for word in words]
-    except ChainError:
-        return [False] * count
