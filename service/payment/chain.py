@@ -44,7 +44,8 @@ class ChainReader:
         rpc_url: HTTP endpoint of a node.
         network: CAIP-2 name the node must be on.
         timeout_seconds: for one request.
-        depth: blocks that a transfer must be in, its own included, before it counts as made.
+        depth: how many blocks deep a payment must be before it counts, its own included; `outcome` tells the state
+            of the chain as of so many blocks ago.
         max_head_age_seconds: how old the node's latest block may be; None where blocks are made on demand only.
         clock: unix seconds, for the age of the latest block.
         node: a connection to use instead of one of its own; it stays open.
@@ -75,10 +76,14 @@ class ChainReader:
         if self._owns_node:
             await self._node.close()
 
-    async def outcome(self, authorization: Authorization) -> Outcome:
-        """What became of the authorization; never raises for what the node does."""
+    async def outcome(self, authorization: Authorization, *, depth: int | None = None) -> Outcome:
+        """What became of the authorization; never raises for what the node does.
+
+        Args:
+            depth: 1 for the newest block, where a transfer may be that does not count yet; that of this reader if None.
+        """
         try:
-            return await self._outcome(authorization)
+            return await self._outcome(authorization, self._depth if depth is None else depth)
         except ChainError as error:
             return Unavailable(str(error))
 
@@ -147,10 +152,9 @@ class ChainReader:
         method, params = call
         return hex_data(await self._node.call(method, *params))
 
-    async def _outcome(self, authorization: Authorization) -> Outcome:
+    async def _outcome(self, authorization: Authorization, depth: int) -> Outcome:
         # State and time must be of one block: "unspent after the authorization ran out" is final only together.
-        block = json_object(await self._node.call("eth_getBlockByNumber", "latest", False), "latest block")
-        number, time_ = quantity(block.get("number")), quantity(block.get("timestamp"))
+        number, time_ = await self._block_at(depth)
         state = await self._ask(_read(authorization.asset, authorization_state(authorization), hex(number)))
         if not one_word(state):
             return Unused(time_)
@@ -159,9 +163,6 @@ class ChainReader:
         if event is None:
             return Unavailable(f"the nonce is spent, but its event is not in the last {MAX_LOG_BLOCKS} blocks")
         used_in = quantity(event.block)
-        depth = number - used_in + 1
-        if depth < self._depth:
-            return Unavailable(f"the nonce was spent {depth} blocks ago; {self._depth} are waited for")
         if event.topics[:1] == (AUTHORIZATION_CANCELED,):
             return Void("the payer has cancelled the authorization")
         transaction = hash_text(event.transaction)
@@ -172,6 +173,15 @@ class ChainReader:
         if made[nonce_key(authorization)] != paid_by(authorization):
             return Void("the payer has spent the nonce on another transfer")
         return Used(transaction, used_in)
+
+    async def _block_at(self, depth: int) -> tuple[int, int]:
+        """Number and time (unix seconds) of the newest block that is so deep; the head is 1 deep."""
+        number, time_ = await self._block("latest")
+        return (number, time_) if depth == 1 else await self._block(hex(max(0, number - depth + 1)))
+
+    async def _block(self, name: str) -> tuple[int, int]:
+        block = json_object(await self._node.call("eth_getBlockByNumber", name, False), f"block {name}")
+        return quantity(block.get("number")), quantity(block.get("timestamp"))
 
     async def _find_event(self, authorization: Authorization, head: int) -> Log | None:
         topics = [[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], topic(authorization.payer), authorization.nonce]

@@ -67,12 +67,11 @@ async def desk(facilitator: LocalFacilitator) -> AsyncIterator[httpx.AsyncClient
 
 async def test_the_official_client_verifies_and_settles_here(stack: Stack) -> None:
     """Through the whole service, whose responses are signed; the recipient is somebody else."""
-    facilitator = stack.service.facilitator
-    assert isinstance(facilitator, LocalFacilitator)
+    facilitator = local(stack.chain)
     app = create_app(replace(stack.service, served=(facilitator,)))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=stack.url, timeout=30) as http:
         client = HTTPFacilitatorClient(FacilitatorConfig(url=f"{stack.url}/facilitator", http_client=http))
-        requirements = offer(stack.service.settings.payee.asset, pay_to=STRANGER)
+        requirements = offer(asset_of(stack.chain), pay_to=STRANGER)
         payload = pay(requirements, key=stack.chain.buyer_key)
         before = await stack.reader.token_balance(stack.chain.token, STRANGER)
         verified = await client.verify(payload, requirements)
@@ -91,6 +90,7 @@ async def test_the_official_client_verifies_and_settles_here(stack: Stack) -> No
         assert (kind.x402_version, kind.scheme, kind.network) == (2, "exact", requirements.network)
         assert supported.signers == {requirements.network: [stack.chain.operator]}
         await caller.send("POST", "/facilitator/verify", json=body(stack.chain))
+    await facilitator.close()
 
 
 async def test_it_is_not_there_unless_it_is_enabled(stack: Stack) -> None:
@@ -105,8 +105,10 @@ async def test_a_setting_enables_it(anvil: Anvil, tmp_path: Path) -> None:
 
 
 async def test_only_our_own_facilitator_can_be_served(stack: Stack) -> None:
-    remote = stack.service.settings.model_copy(update={"facilitator": "http://127.0.0.1:9", "serve_facilitator": True})
-    with pytest.raises(BootError, match="somebody else's"):
+    remote = stack.service.settings.model_copy(
+        update={"facilitator": ("http://127.0.0.1:9",), "serve_facilitator": True}
+    )
+    with pytest.raises(BootError, match="only our own can be served"):
         async with boot(remote):
             pass
 
