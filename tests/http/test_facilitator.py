@@ -25,6 +25,7 @@ from service.localchain.anvil import Anvil
 from service.localchain.deploy import LocalChain
 from service.payment.local import LocalFacilitator
 from service.pricing import Asset
+from service.settings import Settings
 from tests.http.conftest import Stack, running
 from tests.http.world import Caller, problem_of
 from tests.payments import PRICE, as_document, offer, pay
@@ -105,9 +106,8 @@ async def test_a_setting_enables_it(anvil: Anvil, tmp_path: Path) -> None:
 
 
 async def test_only_our_own_facilitator_can_be_served(stack: Stack) -> None:
-    remote = stack.service.settings.model_copy(
-        update={"facilitator": ("http://127.0.0.1:9",), "serve_facilitator": True}
-    )
+    changed = {"facilitator": "http://127.0.0.1:9", "serve_facilitator": True}
+    remote = Settings.model_validate(stack.service.settings.model_dump() | changed)
     with pytest.raises(BootError, match="only our own can be served"):
         async with boot(remote):
             pass
