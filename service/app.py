@@ -12,13 +12,14 @@ from starlette.types import ASGIApp
 from attestation.enclave import Enclave
 from service.call import PaidCalls
 from service.credentials import Identity, Keyholder
-from service.http import aci, health, problems, summarize, well_known
+from service.http import aci, facilitator, health, problems, summarize, well_known
 from service.http.signing import SigningMiddleware
 from service.inference.admission import Admission
 from service.inference.backend import Backend
 from service.inference.summary import Summarizer
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
+from service.payment.local import LocalFacilitator
 from service.readiness import Readiness
 from service.rotation import Rotation
 from service.settings import Settings
@@ -58,6 +59,8 @@ class Service:
     tls: ssl.SSLContext | None
     """Serves HTTPS with the enclave's key; None where a proxy ends TLS."""
     clock: Callable[[], int]
+    served: tuple[LocalFacilitator, ...] = ()
+    """The facilitators that others may use too, one for each network."""
 
     @property
     def identity(self) -> Identity:
@@ -78,6 +81,8 @@ def create_app(service: Service) -> ASGIApp:
     problems.install(app)
     for resource in (summarize, aci, well_known, health):
         app.include_router(resource.router)
+    if service.served:
+        app.include_router(facilitator.router_for(service.served))
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],

@@ -4,10 +4,9 @@ Anything that is not as it must be ends the start with a sentence that says what
 """
 
 import asyncio
-import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -91,8 +90,6 @@ async def boot(
         BackendError, BackendURIError, WeightsError, UnknownModel: the model cannot serve.
         LedgerError: the ledger cannot be used.
     """
-    # The SDK logs what a node answered, and that may quote the node's URL with an access key in it.
-    logging.getLogger("x402").setLevel(logging.CRITICAL)
     enclave = open_enclave(settings.enclave)
     refuse_mainnet(enclave, settings)
     operator = _account(settings)
@@ -107,8 +104,13 @@ async def boot(
 
         facilitator = open_facilitator(settings)
         stack.push_async_callback(facilitator.close)
+        local = [one for one in facilitator.all if isinstance(one, LocalFacilitator)]
+        served = _served(settings, local)
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
+        for one in local:
+            if not await one.batches():
+                report(f"{one.network} has no Multicall3: each payment is settled in a transaction of its own")
 
         # Before the chain is told of keys: without a ledger they would never serve anybody.
         ledger = await Ledger.open(settings.ledger_url, owner=settings.replica, retention=settings.retention)
@@ -163,6 +165,7 @@ async def boot(
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
             facilitator=facilitator,
+            served=served,
             readiness=readiness,
             ledger=ledger,
             calls=calls,
@@ -294,6 +297,13 @@ def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
         ollama_models_dir=settings.ollama_models_dir,
         api_key=None if key is None else key.get_secret_value(),
     )
+
+
+def _served(settings: Settings, local: Sequence[LocalFacilitator]) -> tuple[LocalFacilitator, ...]:
+    """The facilitators that others may use too."""
+    if settings.serve_facilitator and not local:
+        raise BootError("serve_facilitator is set, but no facilitator is local; only our own can be served")
+    return tuple(local) if settings.serve_facilitator else ()
 
 
 def _account(settings: Settings) -> LocalAccount:

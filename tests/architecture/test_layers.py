@@ -76,8 +76,8 @@ def test_attestation_never_imports_the_service_or_what_only_a_service_needs() ->
     } == {}
 
 
-def test_web3_stays_with_the_registry_and_what_settles_or_deploys() -> None:
-    allowed = ("attestation.registry", "service.payment.local", "service.localchain")
+def test_web3_stays_with_the_registry_and_what_deploys() -> None:
+    allowed = ("attestation.registry", "service.localchain")
     assert {name for name in importers("web3") if not name.startswith(allowed)} == set()
 
 

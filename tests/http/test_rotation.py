@@ -224,7 +224,8 @@ async def test_calls_that_run_during_a_rotation_are_answered_and_charged_once(ow
     assert [answer.status_code for answer in answers] == [200] * 8
     assert set(own.ledger.states()) == {"SETTLED"}
     assert await own.earned() == 8 * PRICE
-    assert await asyncio.to_thread(sent, own) == before + 9
+    # One transaction publishes the key; the eight payments may share theirs.
+    assert before + 2 <= await asyncio.to_thread(sent, own) <= before + 9
     assert (await under_current(own).buy(distinct_body("after"))).status_code == 200
     assert await keyset_in(own, "main--2") == now_of(own)
 
