@@ -191,11 +191,24 @@ class Verifier(ServiceChecks):
         return self._authorized(payment)
 
     def _authorized(self, payment: Payment) -> str:
+        """Who signed the payment. Contract wallets (EIP-1271) take signatures of any form, also of 65 bytes."""
         signature = encoding.prefixed_hex_bytes(payment.signature, "payment.signature")
-        if len(signature) != 65:
-            raise NotVerified("a contract wallet signed the payment; only the chain can say whether it may")
+        paid = f"{payment.amount} atomic units from {payment.payer}"
+        try:
+            signer = self._signer(payment, signature)
+            if signer == payment.payer:
+                return f"{paid}, signed by the payer for exactly these terms"
+            problem = f"the payment was signed by {signer}, not by its payer {payment.payer}"
+        except EvidenceError as error:
+            problem = str(error)
+        found = self._chain.payment
+        if isinstance(found, PaymentOnChain) and found.confirmed:
+            return f"{paid}, not signed by a key of that address, and executed by the chain as a contract wallet's"
+        raise NotVerified(f"{problem}; only the chain can say whether the payer is a contract wallet that agreed")
+
+    def _signer(self, payment: Payment, signature: bytes) -> str:
         extra = encoding.as_object(payment.accepted.get("extra"), "payment.accepted.extra")
-        signer = payment_proof.authorization_signer(
+        return payment_proof.authorization_signer(
             network=payment.network,
             asset=payment.asset,
             token_name=encoding.text(extra.get("name"), "payment.accepted.extra.name"),
@@ -210,9 +223,6 @@ class Verifier(ServiceChecks):
             },
             signature=signature,
         )
-        if signer != payment.payer:
-            raise EvidenceError(f"the payment was signed by {signer}, not by its payer {payment.payer}")
-        return f"{payment.amount} atomic units from {payment.payer}, signed by the payer for exactly these terms"
 
     def _payment_receipt(self, bundle: Bundle) -> str:
         payment = self._need(self._have.payment, "receipt.payment")
