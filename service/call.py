@@ -25,6 +25,7 @@ from attestation.digest import digest, jcs_digest
 from attestation.encoding import b64, b64_bytes
 from attestation.errors import EnclaveError
 from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
+from attestation.purchase import authorization_hash
 from attestation.receipt import (
     AGENT_IDENTIFIED,
     BUILD_IDENTIFIED,
@@ -342,6 +343,7 @@ def _answer(
                 "payer": paid.payer,
                 "amount": str(paid.amount),
                 "nonce": paid.nonce,
+                "authorization_hash": authorization_hash(paid),
                 "transaction": transaction,
             },
             {"type": RESPONSE_RETURNED, "body_hash": digest(body), "complete": True},

@@ -470,6 +470,26 @@ def test_a_contract_wallets_payment_is_left_to_the_chain(form: str) -> None:
     assert failures(denied) == {"payment.onchain": "unknown"}
 
 
+@pytest.mark.parametrize("changed", [{"validAfter": 1}, {"validBefore": NOW + 901}])
+def test_no_part_of_the_payment_can_be_changed_afterwards(shop: Shop, changed: dict[str, int]) -> None:
+    """Not even when a contract wallet may have signed it, and the chain has executed it."""
+    document = shop.terms_document()
+    honest, other = shop.payment(document), json.loads(b64decode(shop.payment(document, message=changed)))
+    other["payload"]["signature"] = json.loads(b64decode(honest))["payload"]["signature"]
+    bundle = shop.bundle(document=document, payment=honest)
+    sent = {"payment-signature": b64(json.dumps(other).encode())}
+    verdict = judge(replace(bundle, answer=replace(bundle.answer, request_headers=sent)), chain=shop.chain_view())
+    assert failures(verdict) == {"receipt.payment": "the receipt names another signed authorization than the payment"}
+
+
+@pytest.mark.parametrize(("signature", "exit_code"), [("0x" + "ab" * 65, 1), ("0x" + "ab" * 96, 4)])
+def test_a_receipt_that_does_not_name_the_authorization_vouches_for_no_wallet(signature: str, exit_code: int) -> None:
+    shop = Shop(events={"payment.settled": {"authorization_hash": None}})
+    assert judge(shop.bundle()).exit_code == 0
+    bundle = shop.bundle(payment=shop.payment(shop.terms_document(), signature=signature))
+    assert judge(bundle).exit_code == exit_code
+
+
 def test_a_payment_that_accepts_other_terms_than_the_offer_is_refused(shop: Shop) -> None:
     document = shop.terms_document()
     other = {**document["accepts"][0], "maxTimeoutSeconds": 1}
