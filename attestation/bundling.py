@@ -28,10 +28,7 @@ def collect(
         MalformedError: the answer does not carry its proof, or the terms are none.
         ServiceError: the terms do not have what the payment accepts.
     """
-    if fetched is None:
-        receipt = encoding.b64url_bytes(answer.headers.get("x-receipt"), "x-receipt")
-    else:
-        receipt = fetched.body
+    receipt = encoding.b64url_bytes(answer.headers.get("x-receipt"), "x-receipt") if fetched is None else fetched.body
     return Bundle(
         attestation=attestation,
         manifest=manifest,
