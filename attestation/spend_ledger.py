@@ -247,6 +247,8 @@ class SpendLedger:
             check(_outgoings(db))
             signed = sign()
             paid = signed.payment
+            if paid.payer != request.payer:
+                raise SpendingError(f"the payment is from {paid.payer}, not from {request.payer}; it was not sent")
             entered = db.execute(
                 "INSERT INTO payments (state, service, resource, request_digest, agent, payer, network, asset,"
                 " decimals, pay_to, amount, nonce, valid_before, signed_at, header, terms)"
