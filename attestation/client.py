@@ -27,7 +27,7 @@ import contextlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import httpx
 from x402 import x402ClientSync
@@ -267,8 +267,6 @@ class PayingTransport(httpx.AsyncBaseTransport):
     def _streamed(
         self, request: httpx.Request, answer: Answer, sent: httpx.Response, terms: Exchange, entry: Entry
     ) -> httpx.Response:
-        extensions: dict[str, Any] = {}
-
         async def verify(body: bytes) -> None:
             whole = replace(answer, exchange=replace(answer.exchange, body=body))
             try:
@@ -279,11 +277,11 @@ class PayingTransport(httpx.AsyncBaseTransport):
             if not is_complete(fetched):
                 await self._note(entry, "the stream broke off")
                 raise StreamBrokenError("the service says that the stream broke off", hint=AGAIN)
-            extensions[PURCHASE] = await self._finish(request, whole, terms, entry, fetched)
+            response.extensions[PURCHASE] = await self._finish(request, whole, terms, entry, fetched)
 
         headers = {name: value for name, value in answer.exchange.headers.items() if name not in _HOP_FIELDS}
-        stream = AnswerStream(sent, verify)
-        return httpx.Response(200, headers=headers, stream=stream, request=request, extensions=extensions)
+        response = httpx.Response(200, headers=headers, stream=AnswerStream(sent, verify), request=request)
+        return response
 
     async def _finish(
         self,

@@ -85,6 +85,8 @@ class Seller(httpx.AsyncBaseTransport):
     streaming: bool = False
     breaks_after: int | None = None
     """Pieces of the next stream that arrive."""
+    streams_end_well: bool = False
+    """Streams that break off look as if they had ended."""
     missing_receipts: int = 0
     """Requests for receipts that are answered with a 404 first."""
     tamper: Callable[[bytes], bytes] = bytes
@@ -186,7 +188,7 @@ class Seller(httpx.AsyncBaseTransport):
             return _response(replace(signed, body=body))
         pieces = [piece + b"\n\n" for piece in self.tamper(body).split(b"\n\n")[:-1]]
         breaks, self.breaks_after = self.breaks_after, None
-        self.streams.append(Pieces(pieces[:breaks], breaks=breaks is not None))
+        self.streams.append(Pieces(pieces[:breaks], breaks=breaks is not None and not self.streams_end_well))
         return httpx.Response(200, headers=dict(signed.headers), stream=self.streams[-1])
 
     def _receipt(self, identifier: str) -> httpx.Response:

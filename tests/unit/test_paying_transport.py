@@ -209,9 +209,15 @@ async def test_a_crash_before_the_answer_is_kept_costs_nothing(market: Market, s
 
 
 async def test_two_processes_at_once_buy_one_answer(market: Market, seller: Seller) -> None:
-    both = await asyncio.gather(market.buy(), market.buy())
+    seller.faults = [come_back()]
+    others: list[Purchase] = []
+
+    async def meanwhile(_: float) -> None:
+        others.append(await market.buy())
+
+    purchase = await market.buy(sleep=meanwhile)
     assert (signatures(seller), len(seller.charged)) == (1, 1)
-    assert both[0].bundle.receipt == both[1].bundle.receipt
+    assert [other.bundle.receipt for other in others] == [purchase.bundle.receipt]
     assert market.states == [State.ANSWERED]
 
 
