@@ -85,6 +85,8 @@ class Seller(httpx.AsyncBaseTransport):
     streaming: bool = False
     breaks_after: int | None = None
     """Pieces of the next stream that arrive."""
+    receipt_faults: list[Fault] = field(default_factory=list)
+    """What happens to requests for receipts, in turn."""
     streams_end_well: bool = False
     """Streams that break off look as if they had ended."""
     missing_receipts: int = 0
@@ -121,6 +123,8 @@ class Seller(httpx.AsyncBaseTransport):
         if path == MANIFEST_PATH:
             return _response(self.shop.manifest_exchange())
         if path.startswith(RECEIPT_PATH):
+            if self.receipt_faults:
+                return self.receipt_faults.pop(0)(request)
             return self._receipt(path.removeprefix(RECEIPT_PATH))
         if PAYMENT not in request.headers:
             self.unpaid += 1

@@ -424,6 +424,42 @@ async def test_a_restarted_service_answers_the_payment_under_its_new_keys(
     assert (signatures(seller), len(seller.charged)) == (1, 1)
 
 
+async def test_a_service_that_is_no_longer_acceptable_gets_no_second_look(market: Market, seller: Seller) -> None:
+    """Its new keys are not accepted, so its answer is judged, and refused, under the old ones."""
+
+    def rob(request: httpx.Request) -> httpx.Response:
+        seller.restart()
+        seller.shop.subject = None
+        raise httpx.RemoteProtocolError("lost", request=request)
+
+    seller.faults = [rob]
+    with pytest.raises(NotAcceptedError, match="proof does not hold"):
+        await market.buy()
+    assert market.states == [State.SIGNED]
+
+
+async def test_time_that_is_up_while_a_request_is_under_way_ends_the_call(
+    market: Market, seller: Seller, clock: Clock
+) -> None:
+    def slow(_: httpx.Request) -> httpx.Response:
+        clock.now += 890
+        return problem(503, "Come back")
+
+    seller.faults = [slow, slow]
+    with pytest.raises(ServiceError, match="sent 2 times without an answer"):
+        await market.buy()
+
+
+async def test_a_machine_that_slept_too_long_sends_nothing_late(market: Market, seller: Seller, clock: Clock) -> None:
+    async def oversleep(_: float) -> None:
+        clock.now += 10_000
+
+    seller.faults = [come_back()] * 5
+    with pytest.raises(ServiceError, match="sent 1 times without an answer"):
+        await market.buy(sleep=oversleep)
+    assert len(seller.presented) == 1
+
+
 async def test_a_payment_outlasts_crash_and_restart(market: Market, seller: Seller) -> None:
     seller.lost = [kill]
     with pytest.raises(Killed):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from attestation import answer_stream
 from attestation.bundle import parse_bundle
 from attestation.client import PURCHASE, Buyer, NotAcceptedError, PayingTransport, Purchase, StreamBrokenError
 from attestation.event_stream import parse_stream
-from attestation.http_signature import STREAM_TYPE
+from attestation.http_signature import STREAM_TYPE, Exchange
 from attestation.policy import Policy
 from attestation.spend_ledger import SpendLedger, State
 from attestation.spending import Asset, SpendingLimit
@@ -158,6 +159,38 @@ async def test_a_receipt_that_is_a_little_late_is_waited_for(seller: Seller, led
     seller.missing_receipts = 3
     assert (await read(buyer_of(seller, ledger), seller))[0] == WHOLE
     assert seller.clock.slept == [0.2, 0.4, 0.8]
+
+
+async def test_a_connection_that_breaks_under_the_receipt_is_made_again(seller: Seller, ledger: SpendLedger) -> None:
+    seller.receipt_faults = [broken(httpx.ReadTimeout), broken(httpx.ConnectError)]
+    assert (await read(buyer_of(seller, ledger), seller))[0] == WHOLE
+
+
+async def test_a_stream_that_names_no_receipt_is_worth_nothing(
+    seller: Seller, ledger: SpendLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign = seller.shop.signed
+
+    def bare(exchange: Exchange) -> Exchange:
+        return sign(replace(exchange, headers={**exchange.headers, "x-receipt-id": "../../other"}))
+
+    async with streaming(buyer_of(seller, ledger), seller) as response:
+        await response.aread()
+    monkeypatch.setattr(seller.shop, "signed", lambda one: bare(one) if "x-receipt-id" in one.headers else sign(one))
+    async with streaming(buyer_of(seller, ledger), seller) as response:
+        with pytest.raises(StreamBrokenError, match="the answer names no receipt"):
+            await response.aread()
+    assert states(ledger) == [State.ANSWERED, State.SIGNED]
+
+
+async def test_a_receipt_that_is_none_fails_its_check(seller: Seller, ledger: SpendLedger) -> None:
+    seller.receipt_faults = [lambda _: httpx.Response(200, content=b'{"receipt_id":"?"}')]
+    async with streaming(buyer_of(seller, ledger), seller) as response:
+        with pytest.raises(NotAcceptedError) as raised:
+            await response.aread()
+    assert raised.value.verdict.check("receipt.signature").status is Status.FAIL
+    assert (await read(buyer_of(seller, ledger), seller))[0] == WHOLE
+    assert len(seller.charged) == 1
 
 
 async def test_without_its_receipt_a_stream_is_worth_nothing(seller: Seller, ledger: SpendLedger) -> None:

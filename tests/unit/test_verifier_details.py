@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from attestation import verifier
 from attestation.bundle import Bundle
 from attestation.digest import digest
 from attestation.enclave.simulated import SimulatedEnclave
@@ -18,6 +19,7 @@ from attestation.http_signature import Exchange
 from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Unreadable
 from attestation.payment_proof import EXTENSION
 from attestation.policy import Policy
+from attestation.purchase import Payment
 from attestation.registry.records import KeyRecord, encode_key
 from attestation.verdict import Check, Result, Status, Verdict
 from attestation.verifier import NO_TLS, Verifier
@@ -526,6 +528,14 @@ def test_terms_that_do_not_name_the_token_leave_nothing_to_check_a_payment_with(
 
 def test_the_request_of_an_honest_purchase_is_told_by_size_and_hash(honest: Bundle) -> None:
     assert judge(honest).check("receipt.request").detail == f"{len(BODY)} bytes, {digest(BODY)}"
+
+
+def test_no_input_makes_a_verification_raise(honest: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_way(_: Exchange) -> Payment:
+        raise RecursionError
+
+    monkeypatch.setattr(verifier, "parse_payment", give_way)
+    assert failures(judge(honest)) == {"receipt.payment": "malformed input (RecursionError)"}
 
 
 # The verdict
