@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from attestation.digest import jcs
+from attestation.digest import digest, jcs
 from attestation.enclave.keyring import KeyRing
 from attestation.encoding import b64, b64url
 from attestation.http_signature import STREAM_TYPE, Exchange
@@ -172,6 +172,7 @@ class Seller(httpx.AsyncBaseTransport):
         body = stream_body("one ", "two ", "three") if self.streaming else body
         complete = not self.streaming or self.breaks_after is None
         self.shop.events = {
+            "request.received": {"body_hash": digest(request.content)},
             "payment.settled": {"nonce": nonce, "amount": amount},
             "response.returned": {"complete": complete},
         }
