@@ -23,7 +23,7 @@ from attestation.http_signature import (
 )
 from attestation.keyset import ALGO_HTTP, ALGO_PAYMENT
 from attestation.onchain import PaymentOnChain
-from attestation.purchase import Payment, authorization_hash, parse_payment, parse_settlement
+from attestation.purchase import Payment, authorization_hash, check_echo, parse_payment, parse_settlement
 from attestation.service_checks import NO_TLS, ServiceChecks, readable
 from attestation.verdict import Status, Verdict
 
@@ -191,9 +191,7 @@ class Verifier(ServiceChecks):
         # Compared as JSON: to Python, true is 1.
         if jcs(payment.accepted) != jcs(terms.accepts[bundle.offer["acceptIndex"]]):
             raise EvidenceError("the payment accepts other terms than the offer")
-        for name in ("resource", "extensions"):
-            if name in payment.document and jcs(payment.document[name]) != jcs(terms.document.get(name)):
-                raise EvidenceError(f"the payment echoes another {name} than the terms")
+        check_echo(payment, terms)
         settled = receipt.event(receipts.PAYMENT_SETTLED)
         expected = {
             "type": receipts.PAYMENT_SETTLED,
@@ -223,7 +221,8 @@ class Verifier(ServiceChecks):
     def _authorized(self, payment: Payment, *, vouched: bool) -> str:
         """Who signed the payment. Contract wallets (EIP-1271) take signatures of any form, also of 65 bytes.
 
-        Where the receipt does not vouch for the signature, one that fits a key's but is not the payer's was changed.
+        Where the receipt does not vouch for the signature, one that fits a key's but is not the payer's was changed, and
+        no other can be told from a changed one.
         """
         signature = encoding.prefixed_hex_bytes(payment.signature, "payment.signature")
         paid = f"{payment.amount} atomic units from {payment.payer}"
@@ -237,7 +236,7 @@ class Verifier(ServiceChecks):
         if not vouched and len(signature) == 65:
             raise EvidenceError(problem)
         found = self._chain.payment
-        if isinstance(found, PaymentOnChain) and found.confirmed:
+        if vouched and isinstance(found, PaymentOnChain) and found.confirmed:
             return f"{paid}, not signed by a key of that address, and executed by the chain as a contract wallet's"
         raise NotVerified(f"{problem}; only the chain can say whether the payer is a contract wallet that agreed")
 
