@@ -221,8 +221,8 @@ class Verifier(ServiceChecks):
     def _authorized(self, payment: Payment, *, vouched: bool) -> str:
         """Who signed the payment. Contract wallets (EIP-1271) take signatures of any form, also of 65 bytes.
 
-        Where the receipt does not vouch for the signature, one that fits a key's but is not the payer's was changed, and
-        no other can be told from a changed one.
+        Where the receipt does not vouch for the signature, one of that size that is not the payer's was changed, and no
+        other can be told from a changed one.
         """
         signature = encoding.prefixed_hex_bytes(payment.signature, "payment.signature")
         paid = f"{payment.amount} atomic units from {payment.payer}"
