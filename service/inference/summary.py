@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 from attestation.digest import digest, jcs, sha256_hex
-from service.inference.backend import Backend, BackendError, FinishReason, GenerationParams, Message
+from service.inference.backend import Backend, EmptyAnswer, FinishReason, GenerationParams, Message
 from service.inference.document import (
     MAX_DOCUMENT_BYTES,
     DocumentTooLong,
@@ -17,8 +17,6 @@ from service.inference.document import (
     prepare,
 )
 from service.inference.language import guess_language
-
-# ruff: noqa: N818 - the names say what happened, not that it is an error
 
 Style = Literal["paragraph", "bullets", "headline"]
 
@@ -177,10 +175,6 @@ class InvalidOption(Unsummarizable):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field} {message}")
         self.field = field
-
-
-class EmptyAnswer(BackendError):
-    """The model answered with nothing. There is no summary to sell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Summaries: what is refused before anybody pays, what the model is asked, and what is never sold."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from attestation.digest import jcs
 from service.inference.backend import (
     Completion,
+    Delta,
+    EmptyAnswer,
     FinishReason,
     GenerationParams,
     Message,
     ModelIdentity,
+    Timeouts,
     TokenCount,
 )
 from service.inference.document import (
@@ -34,7 +37,6 @@ from service.inference.embedded import EmbeddedBackend
 from service.inference.summary import (
     LANGUAGES,
     MAX_MAX_WORDS,
-    EmptyAnswer,
     InvalidOption,
     Style,
     Summarizer,
@@ -44,6 +46,7 @@ from service.inference.summary import (
     template_hashes,
 )
 from service.inference.weights import VerifiedWeights
+from tests.models import pieces_of
 
 DOCUMENT = """The harbour master of Osterby reported on Tuesday that 412 ships called at the port last year, nine
 more than the year before. Most of them carried grain. A new crane, bought for 2.1 million euros, has been working since
@@ -56,6 +59,7 @@ class Recorder:
     """A backend that counts a token per word and answers as told."""
 
     uri = "fake:"
+    forces_json = False
     identity = ModelIdentity("fake", None, "claimed", 2000, None, "test")
 
     def __init__(self, text: str = "A summary.", finish_reason: FinishReason = "stop") -> None:
@@ -70,6 +74,14 @@ class Recorder:
     async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:
         self.asked.append((messages, params))
         return Completion(self.text, self.finish_reason, (await self.count_tokens(messages)).value, 3, b"{}")
+
+    async def stream(
+        self, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Delta | Completion, None]:
+        whole = await self.complete(messages, params)
+        for piece in pieces_of(whole.text):
+            yield Delta(piece)
+        yield whole
 
     async def health(self) -> None: ...
 
@@ -279,7 +291,7 @@ async def test_turn_marks_in_a_document_do_not_reach_the_tokenizer(small_model: 
 async def test_a_prompt_that_all_but_fills_the_context_is_accepted_and_run_whole(
     smollm2_weights: VerifiedWeights,
 ) -> None:
-    small_model = await EmbeddedBackend.open(smollm2_weights, threads=1, timeout_seconds=60, context_size=1024)
+    small_model = await EmbeddedBackend.open(smollm2_weights, threads=1, timeouts=Timeouts(60), context_size=1024)
     summarizer = Summarizer(small_model)
     options = SummaryOptions("headline", max_words=5)
     limit = small_model.identity.context_size
