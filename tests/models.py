@@ -92,13 +92,21 @@ class FakeServer:
         body = await request.body()
         self.bodies.append(body)
         self.started.set()
-        if self.hold is not None and self.hold_after is None:
-            while not self.hold.is_set():
+        if self.hold_after is None:
+            await self.wait(request)
+        return json.loads(body), self.answer() if self.answer is not None else None
+
+    async def wait(self, request: Request) -> None:
+        """Wait as long as the test wants it and the caller is there."""
+        try:
+            while self.hold is not None and not self.hold.is_set():
                 if await request.is_disconnected():
                     self.gone.set()
                     break
                 await asyncio.sleep(0.005)
-        return json.loads(body), self.answer() if self.answer is not None else None
+        except asyncio.CancelledError:  # how a response that is being streamed hears of it
+            self.gone.set()
+            raise
 
     def generate(self, limit: int, stop: list[str]) -> tuple[str, str, int]:
         """(text, finish reason, tokens) of an answer of at most `limit` tokens, which a stop text may end."""
@@ -110,7 +118,7 @@ class FakeServer:
             return "".join(pieces[:limit]), "length", limit
         return text, "stop", len(pieces)
 
-    def streamed(self, pieces: list[str], last: list[str], media_type: str) -> Response:
+    def streamed(self, request: Request, pieces: list[str], last: list[str], media_type: str) -> Response:
         """A stream of these pieces, each as it goes over the wire, and what comes after them."""
 
         async def send() -> AsyncIterator[str]:
@@ -119,11 +127,7 @@ class FakeServer:
                     raise ConnectionAbortedError("as a test wants it")
                 if number == self.hold_after:
                     self.hold = self.hold or asyncio.Event()
-                    try:
-                        await self.hold.wait()
-                    except asyncio.CancelledError:
-                        self.gone.set()
-                        raise
+                    await self.wait(request)
                 yield piece
             for line in last if self.last_lines is None else self.last_lines:
                 yield line
@@ -182,7 +186,7 @@ def fake_ollama(server: FakeServer, blob_sha256: str, *, modelfile_extra: str = 
         if not body["stream"]:
             return JSONResponse(line(text, **end, **counts))
         pieces = [json.dumps(line(piece, done=False)) + "\n" for piece in pieces_of(text)]
-        return server.streamed(pieces, [json.dumps(line("", **end, **counts)) + "\n"], "application/x-ndjson")
+        return server.streamed(request, pieces, [json.dumps(line("", **end, **counts)) + "\n"], "application/x-ndjson")
 
     return app
 
@@ -216,7 +220,9 @@ def fake_openai(server: FakeServer, counting: Counting) -> FastAPI:
             first = event([choice({"role": "assistant", "content": ""})])
             pieces = [event([choice({"content": piece})]) for piece in pieces_of(text)]
             last = [event([choice({}, reason)]), event([], usage=usage), "data: [DONE]\n\n"]
-            return server.streamed([first + pieces[0], *pieces[1:]] if pieces else [first], last, "text/event-stream")
+            return server.streamed(
+                request, [first + pieces[0], *pieces[1:]] if pieces else [first], last, "text/event-stream"
+            )
         return JSONResponse(
             {
                 "object": "chat.completion",

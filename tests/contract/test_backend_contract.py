@@ -221,7 +221,7 @@ async def test_a_reader_who_leaves_a_stream_frees_the_backend(subject: Subject, 
     begun = asyncio.Event()
 
     async def read() -> None:
-        async with aclosing(subject.backend.stream(QUESTION, GenerationParams(max_tokens=900))) as pieces:
+        async with aclosing(subject.backend.stream(QUESTION, GenerationParams(max_tokens=800))) as pieces:
             async for _ in pieces:
                 begun.set()
                 if way == "close":
@@ -235,8 +235,8 @@ async def test_a_reader_who_leaves_a_stream_frees_the_backend(subject: Subject, 
     await asyncio.wait([reader])
     if subject.server is not None:
         await asyncio.wait_for(subject.server.gone.wait(), 5)
-        subject.server.hold_after = None
-    # 900 tokens take the engine many times as long as this.
+        subject.server.hold = subject.server.hold_after = None
+    # 800 tokens take the engine many times as long as this.
     async with asyncio.timeout(2):
         await subject.backend.complete(QUESTION, GenerationParams(max_tokens=1))
 
@@ -253,7 +253,7 @@ async def test_a_reader_who_leaves_before_the_first_token_frees_the_backend(subj
     await asyncio.wait([first])
     if subject.server is not None:
         await asyncio.wait_for(subject.server.gone.wait(), 5)
-        subject.server.hold_after = None
+        subject.server.hold = subject.server.hold_after = None
     async with asyncio.timeout(5):
         await subject.backend.complete(QUESTION, GenerationParams(max_tokens=1))
 
@@ -273,7 +273,7 @@ async def test_a_stream_keeps_to_its_times(
         subject.server.hold_after = held_after
     monkeypatch.setattr(subject.backend, "_timeouts", timeouts)
     with pytest.raises(BackendTimeout, match=said):
-        async for _ in subject.backend.stream(QUESTION, GenerationParams(max_tokens=900)):
+        async for _ in subject.backend.stream(QUESTION, GenerationParams(max_tokens=800)):
             pass
 
 
