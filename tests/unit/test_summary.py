@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,7 @@ from service.inference.document import (
     prepare,
 )
 from service.inference.embedded import EmbeddedBackend
+from service.inference.polish import Polish, polished
 from service.inference.summary import (
     LANGUAGES,
     MAX_MAX_WORDS,
@@ -41,6 +43,7 @@ from service.inference.summary import (
     Style,
     Summarizer,
     SummaryOptions,
+    SummaryResult,
     build_messages,
     generation_json,
     template_hashes,
@@ -233,6 +236,82 @@ async def test_an_empty_answer_is_no_summary(text: str) -> None:
     plan = await summarizer.plan(DOCUMENT, SummaryOptions())
     with pytest.raises(EmptyAnswer):
         await summarizer.run(plan)
+
+
+def in_pieces(text: str, cuts: list[int]) -> list[str]:
+    ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
+    return [text[start:end] for start, end in pairwise(ends)]
+
+
+written = st.lists(
+    st.sampled_from(
+        [
+            "Summary",
+            "Summary:",
+            "Résumé",
+            "Res",
+            " ",
+            "\n",
+            "\u2028",
+            "\r\n",
+            "1",
+            "12",
+            "1. ",
+            "2)",
+            ".",
+            "Ships came",
+            ":",
+        ]
+    ),
+    max_size=14,
+).map("".join)
+
+
+@given(text=written, cuts=st.lists(st.integers(0, 80), max_size=12), numbered=st.booleans())
+def test_a_text_in_pieces_is_shown_as_the_whole_text_is(text: str, cuts: list[int], numbered: bool) -> None:
+    polish = Polish(numbered=numbered)
+    shown = "".join(polish.feed(piece) for piece in in_pieces(text, cuts))
+    assert shown + polish.finish() == polished(text, numbered=numbered) or (
+        not polished(text, numbered=numbered) and shown == ""
+    )
+
+
+def test_a_text_is_shown_as_soon_as_it_is_certain() -> None:
+    polish = Polish(numbered=True)
+    pieces = ["Sum", "mary", ":", "\n", "1", ".", " Ships", " came", ".", "\n", "2", ".", " Two", " left", ".\n"]
+    shown = [polish.feed(piece) for piece in pieces]
+    assert shown == [*[""] * 6, "Ships", " came", ".", "", "", "", " Two", " left", "."]
+
+
+async def streamed(text: str, style: Style = "paragraph") -> tuple[list[str], SummaryResult]:
+    summarizer = Summarizer(Recorder(text))
+    plan = await summarizer.plan(DOCUMENT, SummaryOptions(style))
+    *pieces, result = [piece async for piece in summarizer.stream(plan)]
+    assert isinstance(result, SummaryResult)
+    return [piece for piece in pieces if isinstance(piece, str)], result
+
+
+async def test_a_streamed_summary_is_the_buffered_one() -> None:
+    text = "Summary:\n1. Ships came.\n2. 14 left.\n"
+    summarizer = Summarizer(Recorder(text))
+    whole = await summarizer.run(await summarizer.plan(DOCUMENT, SummaryOptions()))
+    pieces, result = await streamed(text)
+    assert result == whole
+    assert "".join(pieces) == whole.text
+    assert pieces[0] == "", "the first word, which is not shown, is told of"
+
+
+async def test_a_stream_begins_only_when_the_model_has_written_something() -> None:
+    summarizer = Summarizer(Recorder(" \n "))
+    stream = summarizer.stream(await summarizer.plan(DOCUMENT, SummaryOptions()))
+    with pytest.raises(EmptyAnswer):
+        await anext(stream)
+
+
+@pytest.mark.parametrize("text", ["Summary:", "Headline: \n"])
+async def test_a_stream_of_an_opening_alone_shows_it(text: str) -> None:
+    pieces, result = await streamed(text)
+    assert "".join(pieces) == result.text == text.strip()
 
 
 async def test_an_answer_cut_short_says_so() -> None:
