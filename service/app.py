@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from attestation.enclave import Enclave
 from service.call import PaidCalls
 from service.credentials import Identity, Keyholder
-from service.http import aci, health, problems, summarize, well_known
+from service.http import aci, chat, health, problems, summarize, well_known
 from service.http.signing import SigningMiddleware
 from service.inference.admission import Admission
 from service.inference.backend import Backend
@@ -76,7 +76,8 @@ def create_app(service: Service) -> ASGIApp:
     )
     app.state.service = service
     problems.install(app)
-    for resource in (summarize, aci, well_known, health):
+    offers = (summarize, chat) if service.settings.chat else (summarize,)
+    for resource in (*offers, aci, well_known, health):
         app.include_router(resource.router)
     app.add_middleware(
         CORSMiddleware,
