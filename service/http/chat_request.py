@@ -54,6 +54,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[
     list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(_listed, json_schema_input_type=Stop | list[Stop])
 ]
+One = Annotated[int, Field(ge=1, le=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 NoList = Annotated[list[JsonValue], Field(max_length=0)]
 NoMap = Annotated[dict[str, JsonValue], Field(max_length=0)]
@@ -159,12 +160,12 @@ class ChatRequest(_Model):
     metadata: Annotated[dict[str, str] | None, Field(max_length=16)] = None
 
     # Accepted as long as they ask for nothing.
-    n: Literal[1] | None = None
+    n: One | None = None
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
     logit_bias: NoMap | None = None
     logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     tools: NoList | None = None
     tool_choice: Literal["none", "auto"] | None = None
     functions: NoList | None = None

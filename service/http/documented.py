@@ -100,4 +100,4 @@ def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
         return schema
     if "$ref" in schema:
         return _inlined(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
-    return {name: _inlined(value, definitions) for name, value in schema.items()}
+    return {name: _inlined(value, definitions) for name, value in schema.items() if name != "discriminator"}

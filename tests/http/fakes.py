@@ -113,6 +113,9 @@ class StubBackend:
     """When set, answers wait for it."""
     working: asyncio.Event = field(default_factory=asyncio.Event)
     completions: int = 0
+    numbered: bool = True
+    """Whether answers end with their number."""
+    asked: list[GenerationParams] = field(default_factory=list)
     uri: str = "stub:"
     forces_json: bool = True
     identity: ModelIdentity = STUB_MODEL
@@ -123,13 +126,15 @@ class StubBackend:
 
     async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:
         self.completions += 1
+        self.asked.append(params)
         self.working.set()
         if self.hold is not None:
             await self.hold.wait()
         if self.failure is not None:
             raise self.failure
         forwarded = jcs([message.to_json() for message in messages])
-        return Completion(f"{self.text} ({self.completions})", "stop", 100, 12, forwarded)
+        text = f"{self.text} ({self.completions})" if self.numbered else self.text
+        return Completion(text, "stop", 100, 12, forwarded)
 
     async def stream(
         self, messages: Sequence[Message], params: GenerationParams
