@@ -10,14 +10,25 @@ from typing import Any, Final
 from attestation.digest import jcs
 
 MAX_SCHEMA_BYTES: Final = 16_384
-MAX_PARTS: Final = 300
-"""Schemas within a schema."""
+MAX_PARTS: Final = 200
+"""Schemas within a schema, each counted as often as it is referred to: an engine keeps every way open at every token,
+and ways multiply."""
+MAX_ALTERNATIVES: Final = 20
 MAX_CHOICES: Final = 100
 MAX_REPEAT: Final = 1_000
 """Items or characters that a schema may ask for: grammars grow with the number."""
 MAX_BOUND: Final = 1_000_000_000
 
 _TYPES: Final = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
+_PAIRS: Final = (
+    ("minItems", "maxItems"),
+    ("minLength", "maxLength"),
+    ("minimum", "maximum"),
+    ("exclusiveMinimum", "exclusiveMaximum"),
+    ("minimum", "exclusiveMaximum"),
+    ("exclusiveMinimum", "maximum"),
+)
+"""Engines count from the first to the second: without end when it is behind."""
 _FORMATS: Final = frozenset({"date", "time", "date-time", "uuid"})
 
 
@@ -43,6 +54,7 @@ class _Checker:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._parts = 0
+        self._followed: list[str] = []
         self._words: dict[str, Callable[[Any, str], None]] = {
             "type": self._type,
             "properties": self._named,
@@ -77,6 +89,11 @@ class _Checker:
                     f"{where}.{word[:60]} is not a word that is understood here; those are {known}"
                 )
             check(value, f"{where}.{word}")
+        for least, most in _PAIRS:
+            # Of an open interval, whole numbers have to be left.
+            gap = least.startswith("exclusive") + most.startswith("exclusive")
+            if least in schema and most in schema and schema[least] + gap > schema[most]:
+                raise SchemaRefusedError(f"{where}.{most} leaves nothing beside {least}")
 
     def _type(self, value: Any, where: str) -> None:
         names = value if isinstance(value, list) else [value]
@@ -90,8 +107,8 @@ class _Checker:
             self.check(schema, f"{where}.{name[:60]}")
 
     def _several(self, value: Any, where: str) -> None:
-        if not isinstance(value, list) or not 1 <= len(value) <= MAX_CHOICES:
-            raise SchemaRefusedError(f"{where} must be a list of 1 to {MAX_CHOICES} schemas")
+        if not isinstance(value, list) or not 1 <= len(value) <= MAX_ALTERNATIVES:
+            raise SchemaRefusedError(f"{where} must be a list of 1 to {MAX_ALTERNATIVES} schemas")
         for number, schema in enumerate(value):
             self.check(schema, f"{where}.{number}")
 
@@ -100,16 +117,18 @@ class _Checker:
             self.check(value, where)
 
     def _reference(self, value: Any, where: str) -> None:
-        """A name under this schema's own definitions, and not one that only refers on: engines follow without end."""
+        """A name under this schema's own definitions, which stands for what is defined there."""
+        if value in self._followed:
+            # With alternatives in it, an engine needs twice the time for every level: seconds become years.
+            raise SchemaRefusedError(f"{where} leads back to itself")
         for table in ("$defs", "definitions"):
             definitions = self._root.get(table)
             if isinstance(value, str) and value.startswith(f"#/{table}/") and isinstance(definitions, dict):
-                target = definitions.get(value.removeprefix(f"#/{table}/"))
-                if isinstance(target, dict) and "$ref" not in target:
-                    return
-        raise SchemaRefusedError(
-            f"{where} must be #/$defs/ and the name of a definition that is not a reference itself"
-        )
+                self._followed.append(value)
+                self.check(definitions.get(value.removeprefix(f"#/{table}/")), value[:60])
+                self._followed.pop()
+                return
+        raise SchemaRefusedError(f"{where} must be #/$defs/ and the name of a definition")
 
 
 def _text(value: Any, where: str) -> None:
