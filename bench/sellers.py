@@ -126,7 +126,7 @@ async def ours(facilitator_url: str, directory: Path) -> AsyncIterator[Service]:
         Credentials(keys, identity, key_name(settings.replica)), margin_seconds=expiry_margin(lifetime), clock=unix_now
     )
     async with AsyncExitStack() as stack:
-        ledger = await Ledger.open(settings.ledger_url)
+        ledger = await Ledger.open(settings.ledger_url, owner=settings.replica)
         stack.push_async_callback(ledger.close)
         facilitator = RemoteFacilitator(url=facilitator_url, assets=[settings.payee.asset])
         stack.push_async_callback(facilitator.close)

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -30,7 +30,7 @@ from attestation.registry.registration import Service as RegistrationService
 from attestation.registry.writer import IdentityWriter
 from service.app import Service
 from service.build import compute_manifest
-from service.call import PaidCalls
+from service.call import LEASE_SECONDS, PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
 from service.inference.admission import Admission
 from service.inference.backend import Timeouts
@@ -41,7 +41,7 @@ from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
 from service.payment.local import LocalFacilitator
 from service.payment.networks import is_mainnet_network
-from service.payment.reconcile import reconcile
+from service.payment.reconcile import Reconciler
 from service.payment.remote import RemoteFacilitator
 from service.readiness import Readiness
 from service.rotation import PublishKey, Rotation, rotation_lead
@@ -51,6 +51,10 @@ REGISTRATION_PATH: Final = "/.well-known/agent-registration.json"
 
 SETTLEMENT_SECONDS: Final = 60
 """What an authorization must leave for its settlement, on top of the time the answer may take."""
+
+
+KEEP_ALIVE_SECONDS: Final = LEASE_SECONDS / 4
+"""How often the leases of running calls are renewed."""
 
 
 class BootError(TollsealError):
@@ -108,7 +112,7 @@ async def boot(
             raise BootError("payments could not be settled: " + "; ".join(problems))
 
         # Before the chain is told of keys: without a ledger they would never serve anybody.
-        ledger = await Ledger.open(settings.ledger_url)
+        ledger = await Ledger.open(settings.ledger_url, owner=settings.replica, retention=settings.retention)
         stack.push_async_callback(ledger.close)
 
         keys = KeyRing.generate()
@@ -119,8 +123,8 @@ async def boot(
         agent, keyset = await _register(settings, operator, keys, tls_keys, digest, now=clock())
         report(f"agent {agent}")
 
-        await reconcile(ledger, facilitator, clock())
-        await ledger.prune(now=clock())
+        reconciler = Reconciler(ledger, facilitator, clock, interval_seconds=settings.reconcile_seconds)
+        await reconciler.once(owner=settings.replica)
         identity = Identity(keyset=keyset, manifest_digest=digest, agent=agent)
         lifetime = settings.keyset_lifetime_seconds
         keyholder = Keyholder(
@@ -144,7 +148,8 @@ async def boot(
             window_seconds=min(SETTLEMENT_SECONDS, settings.payment_timeout_seconds // 2),
         )
         stack.push_async_callback(calls.drain)
-        await stack.enter_async_context(_running(rotation))
+        for work in (rotation.run(), reconciler.run(), _kept_alive(calls)):
+            await stack.enter_async_context(_meanwhile(work))
         readiness = Readiness(facilitator, backend)
         stack.push_async_callback(readiness.close)
         yield Service(
@@ -252,14 +257,21 @@ def _key_publisher(
 
 
 @asynccontextmanager
-async def _running(rotation: Rotation) -> AsyncIterator[None]:
-    task = asyncio.create_task(rotation.run())
+async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Work that goes on beside the service, and ends before it."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def _kept_alive(calls: PaidCalls) -> None:
+    while True:
+        await asyncio.sleep(KEEP_ALIVE_SECONDS)
+        await calls.keep_alive()
 
 
 def _tls(settings: Settings, keys: KeyRing, *, now: int) -> tuple[str, ssl.SSLContext] | None:

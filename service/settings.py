@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from attestation.registry.canonical import registries
 from attestation.registry.records import SECOND_SLOT
 from service.payment.networks import BASE_SEPOLIA
+from service.payment.records import Retention
 from service.pricing import Asset, Payee, PriceRule, prices_for
 
 Address = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{40}$")]
@@ -95,7 +96,16 @@ class Settings(BaseSettings):
     image_digest: Digest | None = None
 
     # What it remembers
-    ledger_url: str = "sqlite:///tollseal-ledger.db"
+    ledger_url: Annotated[str, Field(repr=False)] = "sqlite:///tollseal-ledger.db"
+    """`sqlite:///FILE`, or `postgresql+psycopg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+    reconcile_seconds: Annotated[int, Field(ge=5, le=86_400)] = 60
+    """How often payments are looked for that a stopped process, a facilitator or the chain has left unfinished."""
+    payment_retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    """How long finished payments are kept, with their answers. Unfinished ones stay until they are finished."""
+    receipt_retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    max_receipts: Annotated[int, Field(ge=1)] = 100_000
+    max_answer_megabytes: Annotated[int, Field(ge=1)] = 1_000
+    """All stored answers together. The oldest settled ones are dropped first, and made again for who asks again."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
@@ -143,6 +153,16 @@ class Settings(BaseSettings):
     def price_rule(self) -> PriceRule:
         """How a call is priced."""
         return PriceRule(per_call=self.price)
+
+    @property
+    def retention(self) -> Retention:
+        """What the ledger keeps, at most."""
+        return Retention(
+            max_receipts=self.max_receipts,
+            receipt_max_age_seconds=self.receipt_retention_days * 86_400,
+            payment_max_age_seconds=self.payment_retention_days * 86_400,
+            max_answer_bytes=self.max_answer_megabytes * 1_000_000,
+        )
 
     @property
     def registry_chain_id(self) -> int:

@@ -5,12 +5,11 @@ about money is here, once for all resources. Source: x402 v2 over HTTP, and its 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from attestation.digest import jcs
 from attestation.encoding import b64url
 from attestation.payment_proof import EXTENSION, Offer, sign_offer
 from service.build import offered_prices
@@ -18,6 +17,7 @@ from service.call import (
     RETRY_AFTER_SECONDS,
     ComeBackError,
     PaidAnswer,
+    PaidStream,
     PaymentConflictError,
     PaymentRefusedError,
     Produce,
@@ -101,9 +101,16 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
     answer_under(http, credentials)
     try:
         payload = decode_payment_header(header)
-        accepted_before = await service.calls.terms_of(payload)
+        known = await service.calls.find(payload)
+        accepted_before = service.calls.accepted_terms(known)
         authorization = match_requirements(payload, [accepted_before] if accepted_before else terms.accepts)
-        answer = await service.calls.run(request, authorization, cast("Produce", sale.produce), credentials)
+        bought: PaidAnswer | PaidStream
+        if sale.stream:
+            stream = cast("Stream", sale.produce)
+            bought = await service.calls.stream(request, authorization, stream, credentials, known)
+        else:
+            produce = cast("Produce", sale.produce)
+            bought = await service.calls.run(request, authorization, produce, credentials, known)
     except PaymentHeaderError as error:
         raise Problem(400, "malformed-payment", "Malformed payment", str(error), field=error.field) from error
     except PaymentMismatchError as error:
@@ -123,8 +130,8 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
     except LedgerUnavailableError as error:
         raise unavailable("ledger", "Ledger unavailable", "Payments cannot be taken now.", retry_after=5) from error
     # Another presentation of the same payment may have begun this call, under the keys of its time.
-    answer_under(http, answer.credentials)
-    return _paid(answer)
+    answer_under(http, bought.credentials)
+    return _streamed(bought) if isinstance(bought, PaidStream) else _paid(bought)
 
 
 def no_answer(error: BackendError) -> Problem:
@@ -191,14 +198,18 @@ class _Terms:
 
 
 def _paid(answer: PaidAnswer) -> Response:
-    receipt: dict[str, Any] = dict(answer.receipt)
-    return Response(
-        answer.body,
-        media_type="application/json",
-        headers={
-            PAYMENT_RESPONSE_HEADER: answer.payment_response,
-            "x-receipt-id": str(receipt["receipt_id"]),
-            "x-receipt": b64url(jcs(receipt)),
-            "cache-control": "private, no-transform",
-        },
-    )
+    headers = {**_proofs(answer), "x-receipt": b64url(answer.receipt)}
+    return Response(answer.body, media_type=answer.media_type, headers=headers)
+
+
+def _streamed(stream: PaidStream) -> Response:
+    """The receipt covers the whole stream, so it is fetched by its id when the stream has ended."""
+    return StreamingResponse(stream.read(), media_type=stream.media_type, headers=_proofs(stream))
+
+
+def _proofs(bought: PaidAnswer | PaidStream) -> dict[str, str]:
+    return {
+        PAYMENT_RESPONSE_HEADER: bought.payment_response,
+        "x-receipt-id": bought.receipt_id,
+        "cache-control": "private, no-transform",
+    }

@@ -208,13 +208,11 @@ def check_window(authorization: Authorization, *, now: int, needed_seconds: int)
 
 def authorization_to_json(authorization: Authorization) -> str:
     """The payment as one JSON text, from which `authorization_from_json` builds it again after a restart."""
-    return json.dumps(
-        {
-            "payload": authorization.payload.model_dump(mode="json", by_alias=True, exclude_none=True),
-            "requirements": authorization.requirements.model_dump(mode="json", by_alias=True, exclude_none=True),
-        },
-        separators=(",", ":"),
+    payload, requirements = (
+        part.model_dump_json(by_alias=True, exclude_none=True)
+        for part in (authorization.payload, authorization.requirements)
     )
+    return f'{{"payload":{payload},"requirements":{requirements}}}'
 
 
 def authorization_from_json(text: str) -> Authorization:

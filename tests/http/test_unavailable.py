@@ -223,7 +223,7 @@ async def test_nothing_is_sold_under_keys_that_are_about_to_expire(ledger_path: 
         assert shop.facilitator.spent == {}
 
 
-@pytest.mark.parametrize("step", ["find", "reserve", "put_receipt"])
+@pytest.mark.parametrize("step", ["find", "reserve", "start_settlement", "settled"])
 async def test_a_ledger_that_fails_is_a_503_and_forgets_nothing(
     ledger_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
