@@ -88,14 +88,14 @@ def test_every_temperature_that_is_accepted_is_one_that_models_take(thousandths:
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(changed(REQUEST))
 def test_any_body_is_understood_or_refused_with_the_field(document: Any) -> None:
-    refused: Problem | None = None
+    found: ChatRequest | Problem
     try:
-        request = parse(document)
+        found = parse(document)
     except Problem as problem:
-        refused = problem
-    if refused is not None:
-        assert refused.status in (400, 422)
-        assert refused.body["field"]
+        found = problem
+    if isinstance(found, Problem):
+        assert found.status in (400, 422)
+        assert found.body["field"]
     else:  # what was accepted can be asked of a model
-        assert request.turns()
-        request.params(request.limit or 1).to_json()
+        assert found.turns()
+        found.params(found.limit or 1).to_json()
