@@ -342,6 +342,17 @@ async def test_the_same_payment_gets_the_same_answer(ledger_path: Path) -> None:
         problem_of(await ask(shop, body_of(seed=5), payment), 409, "payment-used")
 
 
+async def test_openais_client_may_ask_from_a_browser(ledger_path: Path) -> None:
+    async with bench(ledger_path) as shop:
+        wanted = "authorization,content-type,payment-signature,x-stainless-lang,x-stainless-retry-count"
+        headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
+        allowed = await shop.caller.send("OPTIONS", CHAT, headers={**headers, "access-control-request-headers": wanted})
+    assert allowed.status_code == 200
+    assert set(wanted.split(",")) <= {
+        name.strip() for name in allowed.headers["access-control-allow-headers"].split(",")
+    }
+
+
 async def test_chat_can_be_switched_off(ledger_path: Path) -> None:
     async with bench(ledger_path, chat=False) as shop:
         problem_of(await ask(shop, body_of()), 404, "not-found")
