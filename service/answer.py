@@ -12,10 +12,11 @@ from typing import Any, Final, Self
 
 from pydantic_core import from_json, to_json
 
-from attestation.digest import digest, jcs, jcs_digest, sha256
+from attestation.digest import digest, jcs, sha256
 from attestation.encoding import b64, b64_bytes
 from attestation.errors import EnclaveError
 from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
+from attestation.pricing import request_digest
 from attestation.receipt import (
     AGENT_IDENTIFIED,
     BUILD_IDENTIFIED,
@@ -53,8 +54,8 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "body_hash", digest(self.body))
-        whole = {"endpoint": self.endpoint, "method": self.method, "body": self.body_hash}
-        object.__setattr__(self, "digest", jcs_digest(whole))
+        whole = request_digest(endpoint=self.endpoint, method=self.method, body=self.body)
+        object.__setattr__(self, "digest", whole)
 
 
 @dataclass(frozen=True, slots=True)

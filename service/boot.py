@@ -32,17 +32,17 @@ from service.app import Service
 from service.build import compute_manifest
 from service.call import LEASE_SECONDS, PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
+from service.facilitators import open_facilitator
 from service.inference.admission import Admission
 from service.inference.backend import Timeouts
 from service.inference.backends import BackendOptions, open_backend
 from service.inference.summary import Summarizer
 from service.inference.weights import Progress, silent
-from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
 from service.payment.local import LocalFacilitator
 from service.payment.networks import is_mainnet_network
 from service.payment.reconcile import Reconciler
-from service.payment.remote import RemoteFacilitator
+from service.payment.routing import Router
 from service.readiness import Readiness
 from service.rotation import PublishKey, Rotation, rotation_lead
 from service.settings import Settings
@@ -106,7 +106,7 @@ async def boot(
         check_pinned(digest, settings.pinned_manifest)
         report(f"build {digest}")
 
-        facilitator = _facilitator(settings)
+        facilitator = open_facilitator(settings)
         stack.push_async_callback(facilitator.close)
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
@@ -146,6 +146,7 @@ async def boot(
             facilitator=facilitator,
             clock=clock,
             window_seconds=min(SETTLEMENT_SECONDS, settings.payment_timeout_seconds // 2),
+            settle=settings.settle,
         )
         stack.push_async_callback(calls.drain)
         for work in (rotation.run(), reconciler.run(), _kept_alive(calls)):
@@ -179,7 +180,9 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
     """
     if enclave.is_hardware:
         return
-    for name, network in (("payment network", settings.network), ("registry", settings.registry_network)):
+    payments = {option.network for option in settings.payment_options}
+    named = [("payment network", network) for network in sorted(payments)]
+    for name, network in (*named, ("registry", settings.registry_network)):
         if is_mainnet_network(network):
             raise EnclaveError(
                 f"a simulated enclave does not start with the {name} {network}: its evidence proves nothing",
@@ -243,11 +246,11 @@ def _registry(settings: Settings) -> IdentityReader:
 
 
 def _key_publisher(
-    settings: Settings, operator: LocalAccount, agent: AgentReference, facilitator: Facilitator
+    settings: Settings, operator: LocalAccount, agent: AgentReference, facilitator: Router
 ) -> PublishKey:
     """Publishes keys of a running service, whose facilitator may send from the same account at the same time."""
-    one_chain = settings.network == settings.registry_network
-    alone = facilitator.exclusive if isinstance(facilitator, LocalFacilitator) and one_chain else nullcontext
+    settling = facilitator.on(settings.registry_network)
+    alone = settling.exclusive if isinstance(settling, LocalFacilitator) else nullcontext
 
     async def publish_(slot: str, record: KeyRecord) -> None:
         async with alone(), _registry(settings) as reader:
@@ -296,15 +299,6 @@ def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
         ollama_models_dir=settings.ollama_models_dir,
         api_key=None if key is None else key.get_secret_value(),
     )
-
-
-def _facilitator(settings: Settings) -> Facilitator:
-    asset = settings.payee.asset
-    if settings.facilitator == "local":
-        return LocalFacilitator(
-            rpc_url=settings.rpc_url, operator_key=settings.operator_key.get_secret_value(), assets=[asset]
-        )
-    return RemoteFacilitator(url=settings.facilitator, rpc_url=settings.rpc_url, assets=[asset])
 
 
 def _account(settings: Settings) -> LocalAccount:

@@ -20,10 +20,10 @@ from starlette.responses import JSONResponse, Response
 from attestation.encoding import parse_json
 from attestation.errors import MalformedError
 from service.call import Produced
-from service.http import documented
 from service.http.answers import DONE, EVENT_STREAM, Usage, event, produced, usage_of
 from service.http.body import ESCAPED_BYTES, OPTIONS_BYTES, read_body, validated
 from service.http.chat_request import ChatRequest
+from service.http.openapi import PARAMETERS, bought, json_body, paid_responses, problem, responses, schema_of
 from service.http.paid import Sale, no_answer, sell
 from service.http.problems import Problem
 from service.http.state import service_of
@@ -37,6 +37,7 @@ from service.inference.backend import (
     InvalidBackendAnswer,
     Message,
 )
+from service.payment.discovery import declare
 
 if TYPE_CHECKING:
     from service.app import Service
@@ -88,26 +89,57 @@ class _Plan:
     include_usage: bool
 
 
-_EXAMPLE: Final = {
-    "id": "chatcmpl-…",
+_EXAMPLE: Final = ChatCompletion(
+    id="chatcmpl-5b0c",
+    created=1_790_000_000,
+    model="qwen2.5-coder-1.5b",
+    choices=[Choice(message=AnswerMessage(content="Air scatters blue light most."), finish_reason="stop")],
+    usage=Usage(prompt_tokens=24, completion_tokens=7, total_tokens=31),
+    system_fingerprint="sha256:5e5e",
+)
+
+_EVENT: Final = {
+    "id": _EXAMPLE.id,
     "object": "chat.completion.chunk",
-    "created": 1795159972,
-    "model": "…",
-    "system_fingerprint": "sha256:…",
-    "choices": [{"index": 0, "delta": {"content": "The sky"}, "logprobs": None, "finish_reason": None}],
+    "created": _EXAMPLE.created,
+    "model": _EXAMPLE.model,
+    "system_fingerprint": _EXAMPLE.system_fingerprint,
+    "choices": [{"index": 0, "delta": {"content": "Air"}, "logprobs": None, "finish_reason": None}],
 }
+
+DISCOVERY: Final = declare(
+    body={"model": _EXAMPLE.model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]},
+    # The few words that matter: the whole schema would make every 402 as large as a page.
+    body_schema={
+        "type": "object",
+        "properties": {
+            "model": {"type": "string"},
+            "messages": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+                    "required": ["role", "content"],
+                },
+            },
+            "max_completion_tokens": {"type": "integer"},
+            "stream": {"type": "boolean"},
+        },
+        "required": ["model", "messages"],
+    },
+    answer=_EXAMPLE.model_dump(),
+)
 
 
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
     responses={
-        **documented.responses(
-            {404: "There is no such model.", 422: "A parameter is refused, or the messages do not fit the context."}
-        ),
-        200: documented.bought("The answer; with `stream`, events that end with `data: [DONE]`.", _EXAMPLE),
+        200: bought("The answer; with `stream`, events that end with `data: [DONE]`.", _EVENT),
+        404: problem("There is no such model."),
+        **paid_responses(refused="A parameter is refused, or the messages do not fit the context."),
     },
-    openapi_extra=documented.request(ChatRequest),
+    openapi_extra={"requestBody": json_body(schema_of(ChatRequest)), "parameters": PARAMETERS},
 )
 async def chat_completions(http: HttpRequest) -> Response:
     """Answer a chat. Without a payment the answer is a 402 that says what it costs."""
@@ -125,21 +157,27 @@ async def chat_completions(http: HttpRequest) -> Response:
             produce=partial(_stream if wanted.stream else _produce, service, plan),
             max_output_tokens=plan.params.max_tokens,
             stream=bool(wanted.stream),
+            discovery=DISCOVERY,
         ),
     )
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=responses("The list."))
 async def models(http: HttpRequest) -> JSONResponse:
     """The one model, with what is known of its weights."""
     return JSONResponse({"object": "list", "data": [_model(service_of(http))]})
 
 
-@router.get("/v1/models/{name:path}", responses={404: {"description": "There is no such model.", **documented.PROBLEM}})
-async def model(http: HttpRequest, name: str) -> JSONResponse:
+@router.get(
+    "/v1/models/{name:path}",
+    responses=responses("The model.", status_404="There is no such model."),
+    # Read past the framework, which would document a refusal that cannot happen.
+    openapi_extra={"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]},
+)
+async def model(http: HttpRequest) -> JSONResponse:
     """One model by its name."""
     service = service_of(http)
-    _check_model(service, name)
+    _check_model(service, http.path_params["name"])
     return JSONResponse(_model(service))
 
 

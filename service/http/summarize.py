@@ -13,9 +13,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from service.call import Produced
-from service.http import documented
 from service.http.answers import DONE, EVENT_STREAM, Usage, event, produced, usage_of
 from service.http.body import ESCAPED_BYTES, OPTIONS_BYTES, read_body, validated
+from service.http.openapi import PARAMETERS, bought, json_body, paid_responses, schema_of
 from service.http.paid import Sale, no_answer, sell
 from service.http.problems import Problem
 from service.http.state import service_of
@@ -29,6 +29,7 @@ from service.inference.summary import (
     SummaryOptions,
     SummaryPlan,
 )
+from service.payment.discovery import declare
 
 if TYPE_CHECKING:
     from service.app import Service
@@ -67,24 +68,39 @@ class Summary(BaseModel):
     usage: Usage
 
 
-_EXAMPLE: Final = {
-    "id": "sum-…",
+_EXAMPLE: Final = Summary(
+    id="sum-5b0c",
+    created=1_790_000_000,
+    model="qwen2.5-coder-1.5b",
+    summary="1. The committee decides in March.",
+    finish_reason="stop",
+    usage=Usage(prompt_tokens=412, completion_tokens=38, total_tokens=450),
+)
+
+_EVENT: Final = {
+    "id": _EXAMPLE.id,
     "object": "summary.chunk",
-    "created": 1795159972,
-    "model": "…",
-    "delta": "The commission",
+    "created": _EXAMPLE.created,
+    "model": _EXAMPLE.model,
+    "delta": "The committee",
     "finish_reason": None,
 }
+
+DISCOVERY: Final = declare(
+    body={"document": "The committee met on Tuesday.", "style": "paragraph"},
+    body_schema=schema_of(SummarizeRequest),
+    answer=_EXAMPLE.model_dump(),
+)
 
 
 @router.post(
     "/v1/summarize",
     response_model=Summary,
     responses={
-        **documented.responses({422: "The document or an option is refused."}),
-        200: documented.bought("The summary; with `stream`, events that end with `data: [DONE]`.", _EXAMPLE),
+        200: bought("The summary; with `stream`, events that end with `data: [DONE]`.", _EVENT),
+        **paid_responses(refused="The document or an option is refused."),
     },
-    openapi_extra=documented.request(SummarizeRequest),
+    openapi_extra={"requestBody": json_body(schema_of(SummarizeRequest)), "parameters": PARAMETERS},
 )
 async def summarize(http: HttpRequest) -> Response:
     """Summarise a document. Without a payment the answer is a 402 that says what it costs."""
@@ -102,6 +118,7 @@ async def summarize(http: HttpRequest) -> Response:
             produce=partial(_stream if wanted.stream else _produce, service, plan),
             max_output_tokens=plan.max_output_tokens,
             stream=wanted.stream,
+            discovery=DISCOVERY,
         ),
     )
 
