@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from attestation.enclave import Enclave
 from service.call import PaidCalls
 from service.credentials import Identity, Keyholder
-from service.http import aci, facilitator, health, problems, summarize, well_known
+from service.http import aci, chat, facilitator, health, problems, summarize, well_known
 from service.http.signing import SigningMiddleware
 from service.inference.admission import Admission
 from service.inference.backend import Backend
@@ -79,7 +79,8 @@ def create_app(service: Service) -> ASGIApp:
     )
     app.state.service = service
     problems.install(app)
-    for resource in (summarize, aci, well_known, health):
+    offers = (summarize, chat) if service.settings.chat else (summarize,)
+    for resource in (*offers, aci, well_known, health):
         app.include_router(resource.router)
     if service.served:
         app.include_router(facilitator.router_for(service.served))
@@ -87,7 +88,8 @@ def create_app(service: Service) -> ASGIApp:
         CORSMiddleware,
         allow_origins=["*"],
         allow_methods=["GET", "POST"],
-        allow_headers=["content-type", "payment-signature", "idempotency-key"],
+        # OpenAI's client in a browser names a dozen of its own; no request is trusted for its headers.
+        allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
     return SigningMiddleware(

@@ -33,6 +33,7 @@ from service.call import LEASE_SECONDS, PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
 from service.facilitators import open_facilitator
 from service.inference.admission import Admission
+from service.inference.backend import Timeouts
 from service.inference.backends import BackendOptions, open_backend
 from service.inference.summary import Summarizer
 from service.inference.weights import Progress, silent
@@ -291,7 +292,11 @@ def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
     return BackendOptions(
         cache_dir=settings.cache_dir / "models",
         threads=settings.threads,
-        timeout_seconds=settings.inference_timeout_seconds,
+        timeouts=Timeouts(
+            settings.inference_timeout_seconds,
+            first_token=settings.first_token_timeout_seconds,
+            between_tokens=settings.next_token_timeout_seconds,
+        ),
         context_size=settings.context_size,
         progress=progress,
         ollama_models_dir=settings.ollama_models_dir,

@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     context_size: Annotated[int, Field(ge=512)] | None = None
     inference_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 600
+    first_token_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
+    next_token_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Of streamed answers, on top of the limit for the whole."""
+    chat: bool = True
+    """Sell chat completions too, not only summaries."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 1
     queue: Annotated[int, Field(ge=0, le=10_000)] = 8
     cache_dir: Path = Path.home() / ".cache" / "tollseal"
