@@ -125,7 +125,7 @@ def serve() -> None:
 async def _serve(settings: Settings) -> None:
     with Reporter() as reporter, listening(settings.port, settings.host) as listener:
         async with (
-            boot(settings, report=reporter, progress=reporter.fetching) as service,
+            boot(settings, wait_for_agent=False, report=reporter, progress=reporter.fetching) as service,
             serve_http(service, [listener]),
         ):
             reporter(f"ready at {settings.origin}")

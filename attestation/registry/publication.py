@@ -108,6 +108,7 @@ async def ensure_agent(
         RegistryError: see `IdentityWriter`.
     """
     owner = parse_address(owner, "owner")
+    await writer.reader.check()
     if agent_id is not None:
         return await _named(writer, owner, agent_id)
     nonce = 0
