@@ -106,7 +106,7 @@ def address_callback(_context: click.Context, _parameter: click.Parameter, value
 
 def registry_options(command: F) -> F:
     """--rpc, --network, --registry, --from-block and --json, as `registry_of` reads them."""
-    for option in (
+    for option in reversed((
         click.option("--rpc", metavar="URL", envvar=["TOLLSEAL_RPC", "TOLLSEAL_REGISTRY_RPC_URL", "TOLLSEAL_RPC_URL"],
                      callback=http_url, help="A node of the registry's chain; a local stack's own by default."),
         click.option("--network", metavar="CAIP2", envvar="TOLLSEAL_REGISTRY_NETWORK", default=DEFAULT_NETWORK,
@@ -116,14 +116,14 @@ def registry_options(command: F) -> F:
         click.option("--from-block", type=click.IntRange(min=0), default=0, metavar="N",
                      envvar="TOLLSEAL_REGISTRY_FROM_BLOCK", help="The first block whose events matter."),
         json_option,
-    ):  # fmt: skip
+    )):  # fmt: skip
         command = option(command)
     return command
 
 
 def signing_options(command: F) -> F:
     """Which account signs, and how a change is made; as `change_of` reads them. Keys are never arguments."""
-    for option in (
+    for option in reversed((
         click.option("--key-env", metavar="NAME", default=None, show_default=DEFAULT_KEY_ENV,
                      help="The environment variable that holds the private key."),
         click.option("--keystore", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
@@ -141,7 +141,7 @@ def signing_options(command: F) -> F:
                      help="Send nothing that needs more gas."),
         click.option("--confirmations", type=click.IntRange(1, 100), default=1, show_default=True,
                      help="Blocks to wait for, the transaction's own included."),
-    ):  # fmt: skip
+    )):  # fmt: skip
         command = option(command)
     return command
 
@@ -179,3 +179,8 @@ def change_of(context: click.Context) -> Change:
         raise click.UsageError(str(error)) from error
     fees = FeeCaps(max_fee_per_gas=max_fee, max_gas=given["max_gas"])
     return Change(keys, given["dry_run"], given["eth_price"], fees, given["confirmations"])
+
+
+def short_uri(uri: str) -> str:
+    """A URI in one line; one that holds its content may be as long as a book."""
+    return uri if len(uri) <= 200 else f"{uri[:200]}… ({len(uri)} characters)"
