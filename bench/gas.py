@@ -60,6 +60,7 @@ def record(number: int) -> KeyRecord:
 async def first_registrations(reader: IdentityReader, rpc: str, counted: Counted) -> tuple[IdentityWriter, int]:
     """Everything of a first start, for both kinds of ownership; the second agent's writer and id."""
     owner, operator, alone = funded(rpc), funded(rpc), funded(rpc)
+    last: tuple[IdentityWriter, int] | None = None
     consent = await IdentityWriter(reader, owner).set_operator(operator.address, approved=True)
     counted.add("approving an operator for all agents", consent.gas_used)
     for writer, holder, name in (
@@ -76,7 +77,9 @@ async def first_registrations(reader: IdentityReader, rpc: str, counted: Counted
         )
         done = await publish(writer, made.agent_id, desired)
         counted.add(f"first registration, {name}", made.gas_used + done.gas_used)
-    return writer, made.agent_id
+        last = writer, made.agent_id
+    assert last is not None
+    return last
 
 
 async def measure(rpc: str, chain_id: int, registry: str) -> dict[str, int]:

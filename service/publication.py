@@ -109,6 +109,7 @@ class AgentPublication:
         self._keysets: dict[str, Keyset] = {}
         self._ours: set[str] = set()
         self._tried = asyncio.Event()
+        self._done = asyncio.Event()
         self._failure: Exception | None = None
         keyholder.hold_back(NOT_YET)
 
@@ -131,6 +132,10 @@ class AgentPublication:
         await self._tried.wait()
         if self._failure is not None:
             raise self._failure
+
+    async def registered(self) -> None:
+        """Wait until the registry was seen to show this service's key."""
+        await self._done.wait()
 
     async def publish_key(self, slot: str, record: KeyRecord) -> None:
         """Show a new key to the world, in a slot of this replica's.
@@ -192,6 +197,7 @@ class AgentPublication:
             return False
         else:
             self._failure = None
+            self._done.set()
             return True
         finally:
             self._tried.set()
