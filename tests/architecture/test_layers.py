@@ -169,6 +169,7 @@ def test_every_import_is_of_this_project_the_standard_library_or_a_declared_depe
         "eth_keys": "eth-account",
         "eth_typing": "web3",
         "eth_utils": "eth-account",
+        "hexbytes": "web3",
         "pydantic_core": "pydantic",
         "requests": "web3",
         "starlette": "fastapi",
