@@ -30,18 +30,18 @@ from attestation.registry.registration import Description, build_registration
 from attestation.registry.registration import Service as RegistrationService
 from service.app import Service
 from service.build import compute_manifest
-from service.call import PaidCalls
+from service.call import LEASE_SECONDS, PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
+from service.facilitators import open_facilitator
 from service.inference.admission import Admission
 from service.inference.backends import BackendOptions, open_backend
 from service.inference.summary import Summarizer
 from service.inference.weights import Progress, silent
-from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
 from service.payment.local import LocalFacilitator
 from service.payment.networks import is_mainnet_network
-from service.payment.reconcile import reconcile
-from service.payment.remote import RemoteFacilitator
+from service.payment.reconcile import Reconciler
+from service.payment.routing import Router
 from service.publication import AgentPublication, Wanted
 from service.readiness import Readiness
 from service.rotation import Rotation, rotation_lead
@@ -51,6 +51,10 @@ REGISTRATION_PATH: Final = "/.well-known/agent-registration.json"
 
 SETTLEMENT_SECONDS: Final = 60
 """What an authorization must leave for its settlement, on top of the time the answer may take."""
+
+
+KEEP_ALIVE_SECONDS: Final = LEASE_SECONDS / 4
+"""How often the leases of running calls are renewed."""
 
 
 class BootError(TollsealError):
@@ -105,13 +109,13 @@ async def boot(
         check_pinned(digest, settings.pinned_manifest)
         report(f"build {digest}")
 
-        facilitator = _facilitator(settings)
+        facilitator = open_facilitator(settings)
         stack.push_async_callback(facilitator.close)
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
 
         # Before the chain is told of keys: without a ledger they would never serve anybody.
-        ledger = await Ledger.open(settings.ledger_url)
+        ledger = await Ledger.open(settings.ledger_url, owner=settings.replica, retention=settings.retention)
         stack.push_async_callback(ledger.close)
 
         keys = KeyRing.generate()
@@ -132,12 +136,12 @@ async def boot(
             clock=clock,
         )
         stack.callback(keyholder.forget)
-        await reconcile(ledger, facilitator, clock())
-        await ledger.prune(now=clock())
+        reconciler = Reconciler(ledger, facilitator, clock, interval_seconds=settings.reconcile_seconds)
+        await reconciler.once(owner=settings.replica)
         report("registering the agent")
         publication = _publication(settings, keyholder, facilitator, operator, clock=clock, report=report)
         stack.push_async_callback(publication.retire)
-        await stack.enter_async_context(_running(publication.run()))
+        await stack.enter_async_context(_meanwhile(publication.run()))
         if wait_for_agent:
             await publication.first_try()
         rotation = Rotation(
@@ -153,9 +157,11 @@ async def boot(
             facilitator=facilitator,
             clock=clock,
             window_seconds=min(SETTLEMENT_SECONDS, settings.payment_timeout_seconds // 2),
+            settle=settings.settle,
         )
         stack.push_async_callback(calls.drain)
-        await stack.enter_async_context(_running(rotation.run()))
+        for work in (rotation.run(), reconciler.run(), _kept_alive(calls)):
+            await stack.enter_async_context(_meanwhile(work))
         readiness = Readiness(facilitator, backend)
         stack.push_async_callback(readiness.close)
         yield Service(
@@ -186,7 +192,9 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
     """
     if enclave.is_hardware:
         return
-    for name, network in (("payment network", settings.network), ("registry", settings.registry_network)):
+    payments = {option.network for option in settings.payment_options}
+    named = [("payment network", network) for network in sorted(payments)]
+    for name, network in (*named, ("registry", settings.registry_network)):
         if is_mainnet_network(network):
             raise EnclaveError(
                 f"a simulated enclave does not start with the {name} {network}: its evidence proves nothing",
@@ -218,15 +226,15 @@ def _registry(settings: Settings) -> IdentityReader:
 def _publication(
     settings: Settings,
     keyholder: Keyholder,
-    facilitator: Facilitator,
+    facilitator: Router,
     operator: LocalAccount,
     *,
     clock: Callable[[], int],
     report: Callable[[str], None],
 ) -> AgentPublication:
     """Keeps the agent's records. The facilitator may send from the same account at the same time."""
-    one_chain = settings.network == settings.registry_network
-    alone = facilitator.exclusive if isinstance(facilitator, LocalFacilitator) and one_chain else nullcontext
+    settling = facilitator.on(settings.registry_network)
+    alone = settling.exclusive if isinstance(settling, LocalFacilitator) else nullcontext
     wanted = Wanted(
         agent_uri=settings.origin + REGISTRATION_PATH,
         owner=settings.agent_owner,
@@ -250,7 +258,8 @@ def _publication(
 
 
 @asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Work that goes on beside the service, and ends before it."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -258,6 +267,12 @@ async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def _kept_alive(calls: PaidCalls) -> None:
+    while True:
+        await asyncio.sleep(KEEP_ALIVE_SECONDS)
+        await calls.keep_alive()
 
 
 def _tls(settings: Settings, keys: KeyRing, *, now: int) -> tuple[str, ssl.SSLContext] | None:
@@ -278,15 +293,6 @@ def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
         ollama_models_dir=settings.ollama_models_dir,
         api_key=None if key is None else key.get_secret_value(),
     )
-
-
-def _facilitator(settings: Settings) -> Facilitator:
-    asset = settings.payee.asset
-    if settings.facilitator == "local":
-        return LocalFacilitator(
-            rpc_url=settings.rpc_url, operator_key=settings.operator_key.get_secret_value(), assets=[asset]
-        )
-    return RemoteFacilitator(url=settings.facilitator, rpc_url=settings.rpc_url, assets=[asset])
 
 
 def _account(settings: Settings) -> LocalAccount:
