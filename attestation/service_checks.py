@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from attestation import encoding, payment_proof, report
 from attestation import manifest as manifests
 from attestation.bundle import Bundle
+from attestation.digest import digest
 from attestation.errors import EvidenceError
 from attestation.evidence import appraise
 from attestation.evidence.appraisal import NotVerified
@@ -193,7 +194,7 @@ class ServiceChecks(Transcript):
         if terms.resource_url != exchange.url:
             raise EvidenceError(f"the terms are for {terms.resource_url}, the request went to {exchange.url}")
         endpoint = urlsplit(exchange.url).path
-        asked = request_digest(endpoint=endpoint, method=exchange.method, body=exchange.request_body)
+        asked = request_digest(endpoint=endpoint, method=exchange.method, body_hash=digest(exchange.request_body))
         basis = basis_of(terms.document, request=asked)
         for accept in terms.accepts:
             check_price(manifest["payment"], accept, endpoint=endpoint, basis=basis)

@@ -54,7 +54,7 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "body_hash", digest(self.body))
-        whole = request_digest(endpoint=self.endpoint, method=self.method, body=self.body)
+        whole = request_digest(endpoint=self.endpoint, method=self.method, body_hash=self.body_hash)
         object.__setattr__(self, "digest", whole)
 
 

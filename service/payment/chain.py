@@ -67,10 +67,14 @@ class ChainReader:
         """Close pooled connections."""
         await self._client.aclose()
 
-    async def outcome(self, authorization: Authorization) -> Outcome:
-        """What became of the authorization; never raises for what the node does."""
+    async def outcome(self, authorization: Authorization, *, depth: int | None = None) -> Outcome:
+        """What became of the authorization; never raises for what the node does.
+
+        Args:
+            depth: 1 for the newest block, where a transfer may be that does not count yet; that of this reader if None.
+        """
         try:
-            return await self._outcome(authorization)
+            return await self._outcome(authorization, self._depth if depth is None else depth)
         except ChainError as error:
             return Unavailable(str(error))
 
@@ -122,9 +126,9 @@ class ChainReader:
             found.append(f'{name}: its EIP-712 domain is not the offered "{asset.name}" version "{asset.version}"')
         return found
 
-    async def _outcome(self, authorization: Authorization) -> Outcome:
+    async def _outcome(self, authorization: Authorization, depth: int) -> Outcome:
         # State and time must be of one block: "unspent after the authorization ran out" is final only together.
-        number, time = await self._settled_block()
+        number, time = await self._block_at(depth)
         data = AUTHORIZATION_STATE + _pad(authorization.payer) + authorization.nonce.removeprefix("0x")
         if not _word(await self._read(authorization.asset, data, hex(number))):
             return Unused(time)
@@ -141,12 +145,10 @@ class ChainReader:
             return Void("the payer has spent the nonce on another transfer")
         return Used(str(transaction).lower(), used_in)
 
-    async def _settled_block(self) -> tuple[int, int]:
-        """Number and time (unix seconds) of the newest block that is as deep as a payment has to be."""
+    async def _block_at(self, depth: int) -> tuple[int, int]:
+        """Number and time (unix seconds) of the newest block that is so deep; the head is 1 deep."""
         number, time = await self._block("latest")
-        if self._depth == 1:
-            return number, time
-        return await self._block(hex(max(0, number - self._depth + 1)))
+        return (number, time) if depth == 1 else await self._block(hex(max(0, number - depth + 1)))
 
     async def _block(self, name: str) -> tuple[int, int]:
         block = await self._call("eth_getBlockByNumber", name, False)

@@ -523,7 +523,7 @@ def test_a_price_that_the_attested_rule_does_not_make_is_refused(shop: Shop) -> 
     rule = PriceRule("0.001", per_1k_output_tokens="0.009")
     sold = {name: value for name, value in payment_terms().items() if name != "amount"}
     by_rule = built(payment={"accepts": [{**sold, "decimals": 6}], "price_rule": rule.to_json()})
-    asked = request_digest(endpoint="/v1/summarize", method="POST", body=BODY)
+    asked = request_digest(endpoint="/v1/summarize", method="POST", body_hash=digest(BODY))
     for longest, refused in ((1_000, False), (999, True)):
         document = by_rule.terms_document()
         document["extensions"] |= {EXTENSION_OF_PRICE: PriceBasis(rule, asked, 0, longest).to_json()}
