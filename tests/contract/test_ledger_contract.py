@@ -551,7 +551,7 @@ async def test_pruning_removes_what_is_old_and_finished_and_nothing_else(ledger:
 async def test_more_than_one_transaction_removes_is_removed(
     ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.payment.ledger.PRUNED_AT_ONCE", 2)
+    monkeypatch.setattr("service.payment.ledger_prune.AT_ONCE", 2)
     for _ in range(7):
         await in_state(ledger, State.RELEASED)
     assert (await pruned(url, 1_000, payment_max_age_seconds=1)).payments == 7
