@@ -49,10 +49,10 @@ class Bundle:
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "attestation": _exchange_json(self.attestation),
-            "manifest": _exchange_json(self.manifest),
-            "terms": _exchange_json(self.terms),
-            "answer": _exchange_json(self.answer),
+            "attestation": exchange_json(self.attestation),
+            "manifest": exchange_json(self.manifest),
+            "terms": exchange_json(self.terms),
+            "answer": exchange_json(self.answer),
             "receipt": self.receipt,
             "offer": self.offer,
             "x402_receipt": self.payment_receipt,
@@ -95,7 +95,8 @@ def parse_bundle(data: bytes) -> Bundle:
     )
 
 
-def _exchange_json(exchange: Exchange) -> dict[str, Any]:
+def exchange_json(exchange: Exchange) -> dict[str, Any]:
+    """An exchange as bundles write it (docs/formats.md)."""
     return {
         "request": {
             "method": exchange.method,

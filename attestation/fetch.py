@@ -14,7 +14,7 @@ import binascii
 import ipaddress
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
@@ -79,7 +79,7 @@ async def fetch(
         return data_content(uri, max_bytes=limits.max_bytes)
     try:
         async with asyncio.timeout(limits.seconds):
-            return await _follow(uri, limits, tls or ssl.create_default_context(), resolve)
+            return await _follow(uri, limits, GuardedTransport(limits, tls=tls, resolve=resolve))
     except TimeoutError as error:
         raise FetchError(f"{_host(uri)} did not send the document within {limits.seconds:g} s") from error
 
@@ -111,38 +111,109 @@ def data_content(uri: str, *, max_bytes: int) -> bytes:
     return content
 
 
-async def _follow(uri: str, limits: FetchLimits, tls: ssl.SSLContext, resolve: Resolve) -> bytes:
-    for _ in range(limits.max_redirects + 1):
-        url = _url(uri, limits)
-        address = await _address(url, limits, resolve)
+class GuardedTransport(httpx.AsyncBaseTransport):
+    """Carries requests over HTTP to places that may be asked, and to no others; see the module. Follows no redirect.
+
+    Args:
+        limits: `max_bytes` bounds each answer, `seconds` each wait for the network.
+        tls: judges certificates; by default the system's certificate authorities do.
+        resolve: looks up host names.
+
+    Raises `FetchError` instead of httpx's errors.
+    """
+
+    def __init__(self, limits: FetchLimits, *, tls: ssl.SSLContext | None = None, resolve: Resolve = _resolve) -> None:
+        self._limits = limits
+        self._tls = tls or ssl.create_default_context()
+        self._resolve = resolve
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = _judged(request.url, self._limits)
+        address = await _address(url, self._limits, self._resolve)
+        inner = httpx.Request(
+            request.method,
+            url.copy_with(host=address),
+            headers=request.headers,  # with the name in Host
+            stream=request.stream,
+            # The connection goes to the judged address; the certificate must still be the name's.
+            extensions={"sni_hostname": url.host, "timeout": httpx.Timeout(self._limits.seconds).as_dict()},
+        )
         # One transport for one request: a kept connection would outlive the judgement of its address.
-        async with httpx.AsyncHTTPTransport(verify=tls, trust_env=False) as transport:
-            response = await _get(transport, url, address, limits)
-            try:
-                if response.status_code not in _REDIRECTS:
-                    return await _body(response, url, limits)
-                target = response.headers.get("location", "")
-            finally:
-                await response.aclose()
+        transport = httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False)
+        try:
+            response = await transport.handle_async_request(inner)
+        except httpx.TransportError as error:
+            await transport.aclose()
+            raise FetchError(f"{url.host} cannot be reached: {_why(error)}") from error
+        return httpx.Response(
+            response.status_code,
+            headers=response.headers,
+            stream=_Bounded(response, transport, url.host, self._limits.max_bytes),
+            extensions=response.extensions,
+        )
+
+
+class _Bounded(httpx.AsyncByteStream):
+    """The content of an answer, up to a number of bytes."""
+
+    def __init__(
+        self, response: httpx.Response, transport: httpx.AsyncBaseTransport, host: str, max_bytes: int
+    ) -> None:
+        self._response = response
+        self._transport = transport
+        self._host = host
+        self._max_bytes = max_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        try:
+            async for chunk in self._response.aiter_raw():
+                size += len(chunk)
+                if size > self._max_bytes:
+                    raise FetchError(f"the document at {self._host} is larger than {self._max_bytes} bytes")
+                yield chunk
+        except httpx.TransportError as error:
+            raise FetchError(f"{self._host} broke off: {_why(error)}") from error
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+        await self._transport.aclose()
+
+
+async def _follow(uri: str, limits: FetchLimits, transport: GuardedTransport) -> bytes:
+    for _ in range(limits.max_redirects + 1):
+        request = httpx.Request("GET", _url(uri), headers={"accept": "*/*", "accept-encoding": "identity"})
+        host = request.url.host
+        response = await transport.handle_async_request(request)
+        try:
+            if response.status_code not in _REDIRECTS:
+                return await _content(response, host)
+            target = response.headers.get("location", "")
+        finally:
+            await response.aclose()
         if not target:
-            raise FetchError(f"{url.host} redirects to nowhere")
+            raise FetchError(f"{host} redirects to nowhere")
         try:
             uri = urljoin(uri, target)
         except ValueError as error:
-            raise FetchError(f"{url.host} redirects to something that is no URI") from error
+            raise FetchError(f"{host} redirects to something that is no URI") from error
     raise FetchError(f"{_host(uri)} redirects more than {limits.max_redirects} times")
 
 
-def _url(uri: str, limits: FetchLimits) -> httpx.URL:
-    """The URI of one step, when it is one that may be asked."""
+def _url(uri: str) -> httpx.URL:
+    """The URI of one step, when it is written as one."""
     if len(uri) > MAX_URI_LENGTH:
         raise FetchError(f"the URI has {len(uri)} characters, at most {MAX_URI_LENGTH} are followed")
     if not uri.isascii() or not uri.isprintable() or " " in uri:
         raise FetchError("the URI has characters that no URI has")
     try:
-        url = httpx.URL(uri).copy_with(fragment=None)
+        return httpx.URL(uri).copy_with(fragment=None)
     except (httpx.InvalidURL, ValueError) as error:
         raise FetchError("the URI is malformed") from error
+
+
+def _judged(url: httpx.URL, limits: FetchLimits) -> httpx.URL:
+    """The URL, when it is of a kind that may be asked."""
     allowed = ("https", "http") if limits.allow_private else ("https",)
     if url.scheme not in allowed:
         named = " and ".join((*allowed, "data"))
@@ -190,36 +261,12 @@ def _inner(address: IPAddress) -> ipaddress.IPv4Address | None:
     return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
 
 
-async def _get(
-    transport: httpx.AsyncHTTPTransport, url: httpx.URL, address: str, limits: FetchLimits
-) -> httpx.Response:
-    request = httpx.Request(
-        "GET",
-        url.copy_with(host=address),
-        headers={"host": url.netloc.decode("ascii"), "accept": "*/*", "accept-encoding": "identity"},
-        # The connection goes to the judged address; the certificate must still be the name's.
-        extensions={"sni_hostname": url.host, "timeout": httpx.Timeout(limits.seconds).as_dict()},
-    )
-    try:
-        return await transport.handle_async_request(request)
-    except httpx.TransportError as error:
-        raise FetchError(f"{url.host} cannot be reached: {_why(error)}") from error
-
-
-async def _body(response: httpx.Response, url: httpx.URL, limits: FetchLimits) -> bytes:
+async def _content(response: httpx.Response, host: str) -> bytes:
     if response.status_code != 200:
-        raise FetchError(f"{url.host} answered with status {response.status_code}")
+        raise FetchError(f"{host} answered with status {response.status_code}")
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise FetchError(f"{url.host} sent a compressed document, which was not asked for")
-    content = bytearray()
-    try:
-        async for chunk in response.aiter_raw():
-            content += chunk
-            if len(content) > limits.max_bytes:
-                raise FetchError(f"the document at {url.host} is larger than {limits.max_bytes} bytes")
-    except httpx.TransportError as error:
-        raise FetchError(f"{url.host} broke off: {_why(error)}") from error
-    return bytes(content)
+        raise FetchError(f"{host} sent a compressed document, which was not asked for")
+    return b"".join([chunk async for chunk in response.aiter_raw()])
 
 
 def _why(error: httpx.TransportError) -> str:

@@ -16,6 +16,14 @@ AUTHORIZATION_USED: Final = event_signature_to_log_topic("AuthorizationUsed(addr
 """EIP-3009."""
 REGISTERED: Final = event_signature_to_log_topic("Registered(uint256,string,address)")
 METADATA_SET: Final = event_signature_to_log_topic("MetadataSet(uint256,string,string,bytes)")
+VALIDATION_REQUEST: Final = event_signature_to_log_topic("ValidationRequest(address,uint256,string,bytes32)")
+VALIDATION_RESPONSE: Final = event_signature_to_log_topic(
+    "ValidationResponse(address,uint256,bytes32,uint8,string,bytes32,string)"
+)
+NEW_FEEDBACK: Final = event_signature_to_log_topic(
+    "NewFeedback(uint256,address,uint64,int128,uint8,string,string,string,string,string,bytes32)"
+)
+FEEDBACK_REVOKED: Final = event_signature_to_log_topic("FeedbackRevoked(uint256,address,uint64)")
 
 
 @cache
