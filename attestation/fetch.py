@@ -56,13 +56,14 @@ class FetchLimits:
     allow_private: bool = False
 
 
-async def _resolve(host: str, port: int) -> list[str]:
+async def resolve_host(host: str, port: int) -> list[str]:
+    """All addresses of a host name, from the system's resolver."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in found]
 
 
 async def fetch(
-    uri: str, limits: FetchLimits, *, tls: ssl.SSLContext | None = None, resolve: Resolve = _resolve
+    uri: str, limits: FetchLimits, *, tls: ssl.SSLContext | None = None, resolve: Resolve = resolve_host
 ) -> bytes:
     """The document behind an https: or data: URI.
 
@@ -122,7 +123,9 @@ class GuardedTransport(httpx.AsyncBaseTransport):
     Raises `FetchError` instead of httpx's errors.
     """
 
-    def __init__(self, limits: FetchLimits, *, tls: ssl.SSLContext | None = None, resolve: Resolve = _resolve) -> None:
+    def __init__(
+        self, limits: FetchLimits, *, tls: ssl.SSLContext | None = None, resolve: Resolve = resolve_host
+    ) -> None:
         self._limits = limits
         self._tls = tls or ssl.create_default_context()
         self._resolve = resolve

@@ -158,19 +158,6 @@ class IdentityWriter:
         await self._seen("the agent's owner", expected, lambda: self.reader.owner_of(agent_id))
         return _sent(receipt)
 
-    async def transact(
-        self, function: Any, what: str, *, shown: str, expected: object, read: Callable[[], Awaitable[object]]
-    ) -> Sent:
-        """Calls a function of another contract of this chain, and reads until `expected` shows.
-
-        Args:
-            function: the bound call.
-            what: names the act in errors, such as "rating the agent"; `shown` names what is read back.
-        """
-        receipt = await self._send(function, what)
-        await self._seen(shown, expected, read)
-        return _sent(receipt)
-
     async def catch_up(self) -> None:
         """Waits until every transaction that this account has sent so far is mined, or was dropped.
 
