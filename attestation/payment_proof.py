@@ -5,17 +5,12 @@ contract, because the signatures are checked off chain whatever network the paym
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from eth_account import Account
-from eth_account.messages import SignableMessage, encode_typed_data
-from eth_keys.datatypes import PublicKey
-from eth_keys.exceptions import BadSignature
-from eth_utils.exceptions import ValidationError
-
 from attestation import encoding
+from attestation.eip712 import Fields, address_of_point, domain_separator, recover, struct_hash, typed_digest
 from attestation.errors import EvidenceError, MalformedError
 from attestation.money import MAX_UINT256
 
@@ -24,7 +19,7 @@ EXTENSION: Final = "offer-receipt"
 FORMAT: Final = "eip712"
 VERSION: Final = 1
 
-_OFFER_TYPES: Final = (
+_OFFER_TYPES: Final[Fields] = (
     ("version", "uint256"),
     ("resourceUrl", "string"),
     ("scheme", "string"),
@@ -34,7 +29,7 @@ _OFFER_TYPES: Final = (
     ("amount", "string"),
     ("validUntil", "uint256"),
 )
-_RECEIPT_TYPES: Final = (
+_RECEIPT_TYPES: Final[Fields] = (
     ("version", "uint256"),
     ("network", "string"),
     ("resourceUrl", "string"),
@@ -42,7 +37,7 @@ _RECEIPT_TYPES: Final = (
     ("issuedAt", "uint256"),
     ("transaction", "string"),
 )
-_AUTHORIZATION_TYPES: Final = (
+_AUTHORIZATION_TYPES: Final[Fields] = (
     ("from", "address"),
     ("to", "address"),
     ("value", "uint256"),
@@ -51,15 +46,13 @@ _AUTHORIZATION_TYPES: Final = (
     ("nonce", "bytes32"),
 )
 _EVM_CHAIN: Final = re.compile(r"eip155:([1-9][0-9]{0,18})")
-_HALF_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141 // 2
-"""Half the order of secp256k1: a signature above it is the mirror image of another (EIP-2, low s)."""
 
 
 class TypedDataSigner(Protocol):
     """Holds the payment key of a keyset."""
 
-    def sign_typed_data(self, message: SignableMessage) -> bytes:
-        """The 65-byte r || s || v signature of EIP-712 typed data, v being 27 or 28."""
+    def sign_typed_data(self, digest: bytes) -> bytes:
+        """The 65-byte r || s || v signature over the 32-byte digest of EIP-712 typed data, v being 27 or 28."""
         ...
 
 
@@ -180,7 +173,11 @@ def check_signer(value: Mapping[str, Any], primary_type: str, public_key: str) -
     """
     what = primary_type.lower()
     signature = encoding.prefixed_hex_bytes(value.get("signature"), f"{what}.signature", size=65)
-    signer = _recover(what, signature, lambda: _typed_data(primary_type, value["payload"]))
+    try:
+        signed = _digest(primary_type, value["payload"])
+    except MalformedError as error:
+        raise EvidenceError(f"this is no {what}: {error}") from error
+    signer = recover(what, signed, signature)
     expected = address_of(public_key)
     if signer != expected:
         raise EvidenceError(f"the {what} was signed by {signer}, the attested key is {expected}")
@@ -207,16 +204,23 @@ def authorization_signer(
     chain_id = _EVM_CHAIN.fullmatch(network)
     if chain_id is None:
         raise MalformedError("payment.network", "must be eip155:<chain id>")
-    domain = {
-        "name": token_name,
-        "version": token_version,
-        "chainId": int(chain_id[1]),
-        "verifyingContract": asset,
-    }
-    types = {"TransferWithAuthorization": [{"name": name, "type": kind} for name, kind in _AUTHORIZATION_TYPES]}
     if signature[64:] in (b"\0", b"\1"):
         signature = signature[:64] + bytes([signature[64] + 27])
-    return _recover("payment", signature, lambda: encode_typed_data(domain, types, dict(message)))
+    return recover(
+        "payment", authorization_digest(int(chain_id[1]), asset, token_name, token_version, message), signature
+    )
+
+
+def authorization_digest(
+    chain_id: int, asset: str, token_name: str, token_version: str, message: Mapping[str, Any]
+) -> bytes:
+    """The 32 bytes that a payer signs for an EIP-3009 `TransferWithAuthorization`; `message` as for its signer.
+
+    Raises:
+        MalformedError: a member of the message is not of its type.
+    """
+    separator = domain_separator(token_name, token_version, chain_id, asset)
+    return typed_digest(separator, struct_hash("TransferWithAuthorization", _AUTHORIZATION_TYPES, message))
 
 
 def address_of(public_key: str) -> str:
@@ -228,7 +232,7 @@ def address_of(public_key: str) -> str:
     data = encoding.hex_bytes(public_key, "public_key", size=65)
     if data[0] != 4:
         raise MalformedError("public_key", "must be an uncompressed secp256k1 point (it begins with 04)")
-    return PublicKey(data[1:]).to_address()
+    return address_of_point(data)
 
 
 def _payload(
@@ -253,24 +257,12 @@ def _payload(
     return payload
 
 
-def _typed_data(primary_type: str, payload: Mapping[str, Any]) -> SignableMessage:
-    types = _OFFER_TYPES if primary_type == "Offer" else _RECEIPT_TYPES
-    return encode_typed_data(
-        domain_data={"name": f"x402 {primary_type.lower()}", "version": "1", "chainId": 1},
-        message_types={primary_type: [{"name": name, "type": kind} for name, kind in types]},
-        message_data=dict(payload),
+def _digest(primary_type: str, payload: Mapping[str, Any]) -> bytes:
+    fields = _OFFER_TYPES if primary_type == "Offer" else _RECEIPT_TYPES
+    return typed_digest(
+        domain_separator(f"x402 {primary_type.lower()}", "1", 1), struct_hash(primary_type, fields, payload)
     )
 
 
-def _recover(what: str, signature: bytes, message: Callable[[], SignableMessage]) -> str:
-    """The address that signed a message, in lower case; one message has one signature by one key, in one spelling."""
-    if len(signature) != 65 or signature[64] not in (27, 28) or int.from_bytes(signature[32:64]) > _HALF_ORDER:
-        raise EvidenceError(f"the {what}'s signature is not in canonical form")
-    try:
-        return str(Account.recover_message(message(), signature=signature)).lower()
-    except (BadSignature, ValidationError, ValueError, TypeError, OverflowError) as error:
-        raise EvidenceError(f"the {what}'s signature recovers to no key") from error
-
-
 def _sign(signer: TypedDataSigner, primary_type: str, payload: Mapping[str, Any]) -> str:
-    return "0x" + signer.sign_typed_data(_typed_data(primary_type, payload)).hex()
+    return "0x" + signer.sign_typed_data(_digest(primary_type, payload)).hex()

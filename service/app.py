@@ -19,6 +19,7 @@ from service.inference.backend import Backend
 from service.inference.summary import Summarizer
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
+from service.readiness import Readiness
 from service.rotation import Rotation
 from service.settings import Settings
 
@@ -51,6 +52,7 @@ class Service:
     summarizer: Summarizer
     admission: Admission
     facilitator: Facilitator
+    readiness: Readiness
     ledger: Ledger
     calls: PaidCalls
     tls: ssl.SSLContext | None

@@ -42,6 +42,7 @@ from service.payment.local import LocalFacilitator
 from service.payment.networks import is_mainnet_network
 from service.payment.reconcile import reconcile
 from service.payment.remote import RemoteFacilitator
+from service.readiness import Readiness
 from service.rotation import PublishKey, Rotation, rotation_lead
 from service.settings import Settings
 
@@ -143,6 +144,8 @@ async def boot(
         )
         stack.push_async_callback(calls.drain)
         await stack.enter_async_context(_running(rotation))
+        readiness = Readiness(facilitator, backend)
+        stack.push_async_callback(readiness.close)
         yield Service(
             settings=settings,
             enclave=enclave,
@@ -154,6 +157,7 @@ async def boot(
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
             facilitator=facilitator,
+            readiness=readiness,
             ledger=ledger,
             calls=calls,
             tls=None if tls is None else tls[1],

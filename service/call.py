@@ -17,7 +17,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -112,6 +112,7 @@ class Produced:
     """``sha256:`` digests of the exact bytes of each call to the model, in order."""
     completed: Mapping[str, Any]
     """The fields of `inference.completed`."""
+    media_type: str = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,10 @@ class PaidAnswer:
 
 
 Produce = Callable[[], Awaitable[Produced]]
+
+Stream = Callable[[], AsyncGenerator[bytes | Produced, None]]
+"""Makes an answer piece by piece: yields the exact bytes in order, the first ones only when the model has really begun
+to answer, and last the whole as one `Produced`, whose body is all of them together. Closing it frees the model."""
 
 
 class PaidCalls:

@@ -5,15 +5,13 @@ import ssl
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
+import coincurve
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from eth_account import Account
-from eth_account.messages import SignableMessage
-from eth_account.signers.local import LocalAccount
-from eth_keys.datatypes import PrivateKey
 
+from attestation.eip712 import address_of_point, sign_digest
 from attestation.errors import EnclaveError
 from attestation.keyset import ALGO_HTTP, ALGO_PAYMENT, ALGO_RECEIPT, PublicKey
 from attestation.tls import make_certificate, server_context, spki_sha256
@@ -27,7 +25,7 @@ class _Private:
 
     receipt: Ed25519PrivateKey
     http: Ed25519PrivateKey
-    payment: LocalAccount
+    payment: coincurve.PrivateKey
     tls: ec.EllipticCurvePrivateKey
     storage: AESGCM
 
@@ -49,13 +47,13 @@ class KeyRing:
         self.receipt_key_id: Final = f"receipt{suffix}"
         self.http_key_id: Final = f"http{suffix}"
         self.payment_key_id: Final = f"payment{suffix}"
-        self.payment_address: Final = str(private.payment.address).lower()
+        point = private.payment.public_key.format(compressed=False)
+        self.payment_address: Final = address_of_point(point)
         """0x and 40 lower-case hex characters: what the registry publishes."""
-        point = PrivateKey(bytes(private.payment.key)).public_key
         self._public: Final = (
             PublicKey(self.receipt_key_id, ALGO_RECEIPT, private.receipt.public_key().public_bytes_raw().hex()),
             PublicKey(self.http_key_id, ALGO_HTTP, private.http.public_key().public_bytes_raw().hex()),
-            PublicKey(self.payment_key_id, ALGO_PAYMENT, b"\x04".hex() + point.to_bytes().hex()),
+            PublicKey(self.payment_key_id, ALGO_PAYMENT, point.hex()),
         )
         self._number: Final = number
         self._private: _Private | None = private
@@ -66,7 +64,7 @@ class KeyRing:
         private = _Private(
             receipt=Ed25519PrivateKey.generate(),
             http=Ed25519PrivateKey.generate(),
-            payment=_payment_key(),
+            payment=coincurve.PrivateKey(),
             tls=ec.generate_private_key(ec.SECP256R1()),
             storage=AESGCM(AESGCM.generate_key(bit_length=256)),
         )
@@ -82,7 +80,10 @@ class KeyRing:
             EnclaveError: the keys have been given up.
         """
         private = replace(
-            self._keys, receipt=Ed25519PrivateKey.generate(), http=Ed25519PrivateKey.generate(), payment=_payment_key()
+            self._keys,
+            receipt=Ed25519PrivateKey.generate(),
+            http=Ed25519PrivateKey.generate(),
+            payment=coincurve.PrivateKey(),
         )
         return type(self)(private, self._number + 1)
 
@@ -117,8 +118,8 @@ class KeyRing:
     def sign_http(self, message: bytes) -> bytes:
         return self._keys.http.sign(message)
 
-    def sign_typed_data(self, message: SignableMessage) -> bytes:
-        return bytes(self._keys.payment.sign_message(message).signature)
+    def sign_typed_data(self, digest: bytes) -> bytes:
+        return sign_digest(self._keys.payment, digest)
 
     def seal(self, data: bytes, *, context: bytes) -> bytes:
         """Encrypt with the storage key (AES-256-GCM); `context` must be given again to open it."""
@@ -136,8 +137,3 @@ class KeyRing:
             return storage.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], context)
         except (InvalidTag, ValueError) as error:
             raise EnclaveError("this was not sealed by the keys of this boot") from error
-
-
-def _payment_key() -> LocalAccount:
-    account: LocalAccount = Account.from_key(secrets.token_bytes(32))
-    return account

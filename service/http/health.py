@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from service.http.state import service_of
-from service.inference.backend import BackendError
 
 if TYPE_CHECKING:
     from service.app import Service
@@ -38,12 +37,7 @@ async def readyz(request: Request) -> JSONResponse:
 
 async def unreadiness(service: "Service") -> list[str]:
     """What would make the next paid call fail, one sentence each; empty when all is well."""
-    problems = [*expiry(service), *await service.facilitator.ready()]
-    try:
-        await service.backend.health()
-    except BackendError as error:
-        problems.append(f"the model cannot answer: {error}")
-    return problems
+    return [*expiry(service), *await service.readiness.problems()]
 
 
 def expiry(service: "Service") -> list[str]:

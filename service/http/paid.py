@@ -5,7 +5,7 @@ about money is here, once for all resources. Source: x402 v2 over HTTP, and its 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -22,6 +22,7 @@ from service.call import (
     PaymentRefusedError,
     Produce,
     Request,
+    Stream,
 )
 from service.credentials import Credentials
 from service.http.health import expiry, unreadiness
@@ -64,13 +65,17 @@ class Sale:
         body: the request's exact bytes.
         description: of what is sold, for the 402.
         input_tokens: what the price goes by.
-        produce: makes the answer.
+        produce: makes the answer; a `Stream` when `stream` is set.
+        max_output_tokens: the longest answer that may come.
+        stream: whether the answer leaves while it is being made.
     """
 
     body: bytes
     description: str
     input_tokens: int
-    produce: Produce
+    produce: Produce | Stream
+    max_output_tokens: int = 0
+    stream: bool = False
 
 
 async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
@@ -98,7 +103,7 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
         payload = decode_payment_header(header)
         accepted_before = await service.calls.terms_of(payload)
         authorization = match_requirements(payload, [accepted_before] if accepted_before else terms.accepts)
-        answer = await service.calls.run(request, authorization, sale.produce, credentials)
+        answer = await service.calls.run(request, authorization, cast("Produce", sale.produce), credentials)
     except PaymentHeaderError as error:
         raise Problem(400, "malformed-payment", "Malformed payment", str(error), field=error.field) from error
     except PaymentMismatchError as error:

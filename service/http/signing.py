@@ -1,5 +1,8 @@
 """The outermost layer: every response leaves complete and signed, or as an empty 500.
 
+A stream of events is the one kind of response that leaves before it is complete. Its head is signed, and its body is
+bound by the receipt that follows (docs/formats.md, "Streamed answers").
+
 It stands outside everything else, so that errors, 402s, unknown paths and crashes are signed like answers.
 """
 
@@ -12,7 +15,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attestation.errors import MalformedError
-from attestation.http_signature import Exchange, sign_response
+from attestation.http_signature import Exchange, is_stream, sign_response, sign_stream_head
 from attestation.receipt import API_VERSION
 from service.credentials import Credentials, Keyholder
 from service.http.problems import Problem, internal_error
@@ -58,51 +61,83 @@ class SigningMiddleware:
         state: dict[str, Any] = {}
         scope = {**scope, "state": state}
         try:
-            try:
-                url = request_url(scope, self._origin)
-                buffer = await self._answer(scope, receive)
-                signed = self._sign(url, scope["method"], buffer, self._credentials(state))
-            except MalformedError:
-                problem = Problem(400, "malformed-target", "Malformed request", "The URL cannot be put in a signature.")
-                buffer = await _render(problem, scope, receive)
-                url = f"{self._origin or 'http://invalid'}/"
-                signed = self._sign(url, scope["method"], buffer, self._credentials(state))
+            url = request_url(scope, self._origin)
+        except MalformedError:
+            await self._refuse(scope, receive, send)
+            return
+        response = _Response(send, lambda head: self._sign_head(url, scope["method"], head, self._credentials(state)))
+        try:
+            await self._answer(scope, receive, response)
+            if response.streaming:
+                return
+            signed = self._sign(url, scope["method"], response, self._credentials(state))
+        except MalformedError:
+            await self._refuse(scope, receive, send)
+            return
         except Exception as error:
             _log.critical("signing failed: %s", type(error).__name__)
             await send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
             return
-        await send({"type": "http.response.start", "status": buffer.status, "headers": signed})
-        await send({"type": "http.response.body", "body": buffer.body})
+        await send({"type": "http.response.start", "status": response.status, "headers": signed})
+        await send({"type": "http.response.body", "body": response.body})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> "_Buffer":
-        """What the app answers; a crash is an answer too."""
-        buffer = _Buffer()
+    async def _answer(self, scope: Scope, receive: Receive, response: "_Response") -> None:
+        """What the app answers; a crash is an answer too, unless one has begun to leave."""
         # A HEAD is answered like the GET, and the server leaves the body out (RFC 9110 section 9.3.2).
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._app(inner, receive, buffer)
+            await self._app(inner, receive, response)
         except Exception as error:
-            return await _render(internal_error(error), scope, receive)
-        return buffer
+            if response.streaming:
+                # The server closes a connection whose response was not brought to its end: the caller sees a broken
+                # stream, never a short one that looks whole.
+                _log.warning("a stream broke off: %s", type(error).__name__)
+                return
+            response.headers, response.body = {}, b""  # what the framework says of a crash is dropped
+            await internal_error(error).response()(scope, receive, response)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A signed answer to a request whose URL cannot be put in a signature."""
+        problem = Problem(400, "malformed-target", "Malformed request", "The URL cannot be put in a signature.")
+        response = _Response(send, lambda _: [])
+        await problem.response()(scope, receive, response)
+        url = f"{self._origin or 'http://invalid'}/"
+        signed = self._sign(url, scope["method"], response, self._keyholder.current)
+        await send({"type": "http.response.start", "status": response.status, "headers": signed})
+        await send({"type": "http.response.body", "body": response.body})
 
     def _credentials(self, state: dict[str, Any]) -> Credentials:
         chosen: Credentials | None = state.get(CREDENTIALS)
         return chosen or self._keyholder.current
 
-    def _sign(self, url: str, method: str, response: "_Buffer", under: Credentials) -> list[tuple[bytes, bytes]]:
-        headers = {
-            **response.headers,
-            "x-aci-version": API_VERSION,
-            "x-aci-keyset-digest": under.identity.keyset.digest,
-            "x-content-type-options": "nosniff",
-        }
+    def _sign(self, url: str, method: str, response: "_Response", under: Credentials) -> list[tuple[bytes, bytes]]:
+        headers = _with_standing(response.headers, under)
         # What a HEAD's answer carries is nothing, and that is what its Content-Digest is over (RFC 9530 section 2).
         body = b"" if method == "HEAD" else response.body
         exchange = Exchange(method=method, url=url, status=response.status, headers=headers, body=body)
         headers.update(sign_response(exchange, under.keys, created=self._clock()))
         headers["content-length"] = str(len(response.body))
-        return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        return _raw(headers)
+
+    def _sign_head(self, url: str, method: str, head: "_Response", under: Credentials) -> list[tuple[bytes, bytes]]:
+        headers = _with_standing(head.headers, under)
+        exchange = Exchange(method=method, url=url, status=head.status, headers=headers, body=b"")
+        headers.update(sign_stream_head(exchange, under.keys, created=self._clock()))
+        return _raw(headers)
+
+
+def _with_standing(headers: dict[str, str], under: Credentials) -> dict[str, str]:
+    return {
+        **headers,
+        "x-aci-version": API_VERSION,
+        "x-aci-keyset-digest": under.identity.keyset.digest,
+        "x-content-type-options": "nosniff",
+    }
+
+
+def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def request_url(scope: MutableMapping[str, Any], public_origin: str | None) -> str:
@@ -127,25 +162,31 @@ def request_url(scope: MutableMapping[str, Any], public_origin: str | None) -> s
     return origin + target.decode("latin-1")
 
 
-class _Buffer:
-    """Collects one response."""
+class _Response:
+    """Collects one response; the events of a stream are passed on as they come, once its head has been signed."""
 
-    def __init__(self) -> None:
+    def __init__(self, send: Send, sign_head: "Callable[[_Response], list[tuple[bytes, bytes]]]") -> None:
+        self._send = send
+        self._sign_head = sign_head
         self.status = 500
         self.headers: dict[str, str] = {}
         self.body = b""
+        self.streaming = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            for name, value in message.get("headers", []):
-                key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-                self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+            await self._start(message)
+        elif self.streaming:
+            await self._send(message)
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
 
-
-async def _render(problem: Problem, scope: Scope, receive: Receive) -> _Buffer:
-    buffer = _Buffer()
-    await problem.response()(scope, receive, buffer)
-    return buffer
+    async def _start(self, message: Message) -> None:
+        self.status = message["status"]
+        for name, value in message.get("headers", []):
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
+        if is_stream(self.headers):
+            signed = self._sign_head(self)
+            self.streaming = True
+            await self._send({"type": "http.response.start", "status": self.status, "headers": signed})

@@ -20,9 +20,11 @@ from service.build import compute_manifest
 from service.call import PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
 from service.inference.admission import Admission
+from service.inference.backend import Backend
 from service.inference.summary import Summarizer
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
+from service.readiness import Readiness
 from service.rotation import PublishKey, Rotation, rotation_lead
 from service.settings import Settings
 from tests.http.fakes import Clock, ScriptedFacilitator, StubBackend
@@ -109,6 +111,7 @@ async def bench(
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
             facilitator=facilitator,
+            readiness=asked_every_time(facilitator, backend),
             ledger=book,
             calls=paid_calls(book, facilitator, clock),
             tls=None,
@@ -130,4 +133,10 @@ def paid_calls(ledger: Ledger, facilitator: Facilitator, clock: Callable[[], int
 def with_facilitator(service: Service, facilitator: Facilitator) -> Service:
     """The same service over another facilitator."""
     calls = paid_calls(service.ledger, facilitator, service.clock)
-    return replace(service, facilitator=facilitator, calls=calls)
+    readiness = asked_every_time(facilitator, service.backend)
+    return replace(service, facilitator=facilitator, readiness=readiness, calls=calls)
+
+
+def asked_every_time(facilitator: Facilitator, backend: Backend) -> Readiness:
+    """Readiness without a memory, for tests that change what it depends on."""
+    return Readiness(facilitator, backend, fresh_seconds=0, stale_seconds=0)
