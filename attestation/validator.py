@@ -1,8 +1,9 @@
 """The validator: watches for requests to its account, judges each, and answers it once.
 
 What was answered is asked of the chain, never of a file: before an answer is sent, every transaction of this account is
-waited for, and then an answer to this request is looked for again. A validator that was killed between seeing and
-answering, or between sending and seeing it mined, therefore answers once. The journal only says where to go on reading
+waited for, then an answer to this request is looked for again, and the answer is sent with the account nonce of that
+moment or not at all. A validator that was killed between seeing and answering, or between sending and seeing it mined,
+therefore answers once, and so do two that share the account. The journal only says where to go on reading
 and which requests to come back to; without it the validator reads the whole history again and answers nothing twice.
 """
 
@@ -236,7 +237,7 @@ class Validator:
         return Round(deployed=True, block=newest, outcomes=tuple(outcomes))
 
     async def _unanswered(self, to_block: int) -> list[Request]:
-        us, journal = self._writer.writer.address, self._journal
+        us, journal = self._writer.sender.address, self._journal
         tried = [entry.block for entry in journal.open.values() if entry.attempts < MAX_ATTEMPTS]
         first = max(self._reader.identity.from_block, min([journal.next_block - OVERLAP_BLOCKS, *tried]))
         requests = await self._reader.requests(validator=us, from_block=max(first, 0), to_block=to_block)
@@ -260,15 +261,15 @@ class Validator:
         uri, content = self._archive.keep(judgement) if not dry_run else InlineArchive().keep(judgement)
         arguments = (request.request_hash, judgement.response, uri, content_hash(content), judgement.tag)
         if dry_run:
-            call: Any = await self._writer.respond_call(*arguments)
-            with self._reader.chain.asking("answering a validation request"):
-                gas = int(await call.estimate_gas({"from": self._writer.writer.account.address}))
-            return _outcome(request, judgement, Status.WOULD_ANSWER, None, gas)
-        await self._writer.writer.catch_up()
-        if await self._reader.answer(self._writer.writer.address, request.request_hash) is not None:
-            return None  # sent before this process was started, or while it judged
+            planned = await self._writer.sender.plan(
+                await self._writer.respond_call(*arguments), "answering a validation request"
+            )
+            return _outcome(request, judgement, Status.WOULD_ANSWER, None, planned.gas)
+        nonce = await self._writer.sender.settled_nonce()
+        if await self._reader.answer(self._writer.sender.address, request.request_hash) is not None:
+            return None  # sent before this process was started, or by another one
         self._progress(f"answering {request.request_hash} with {judgement.response}")
-        sent = await self._writer.respond(*arguments)
+        sent = await self._writer.respond(*arguments, nonce=nonce)
         self._journal.open.pop(request.request_hash, None)
         return _outcome(request, judgement, Status.ANSWERED, sent.transaction, sent.gas_used)
 

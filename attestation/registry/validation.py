@@ -15,8 +15,9 @@ from attestation.encoding import prefixed_hex_bytes
 from attestation.registry.abi import VALIDATION_REQUEST, VALIDATION_RESPONSE
 from attestation.registry.erc8004 import IdentityReader, Position
 from attestation.registry.errors import NoContractError, RegistryError
+from attestation.registry.readback import Sent, read_back
 from attestation.registry.rpc import checksum, word
-from attestation.registry.writer import IdentityWriter, Sent
+from attestation.registry.sender import Sender
 
 MAX_RESPONSE: Final = 100
 
@@ -160,11 +161,11 @@ class ValidationReader:
 
 
 class ValidationWriter:
-    """Asks and answers, as the account of `writer`. Methods raise what `IdentityWriter` does."""
+    """Asks and answers, as the account of `sender`. Methods raise what `Sender.send` raises, and `ReadBackError`."""
 
-    def __init__(self, reader: ValidationReader, writer: IdentityWriter) -> None:
+    def __init__(self, reader: ValidationReader, sender: Sender) -> None:
         self.reader: Final = reader
-        self.writer: Final = writer
+        self.sender: Final = sender
 
     async def request(self, validator: str, agent_id: int, uri: str, request_hash: str) -> Sent:
         """Asks a validator about an agent that this account owns or operates.
@@ -172,38 +173,42 @@ class ValidationWriter:
         Raises:
             RevertedError: with reason "exists" when somebody has taken this hash.
         """
+        receipt = await self.sender.send(
+            await self.request_call(validator, agent_id, uri, request_hash), "asking for a validation"
+        )
 
         async def read() -> bool:
             found = await self.reader.requests(validator=validator, agent_id=agent_id)
             return request_hash in [one.request_hash for one in found]
 
-        return await self.writer.transact(
-            await self.request_call(validator, agent_id, uri, request_hash),
-            "asking for a validation",
-            shown="the validation request",
-            expected=True,
-            read=read,
-        )
+        await read_back("the validation registry", True, read)
+        return Sent.of(receipt)
 
     async def request_call(self, validator: str, agent_id: int, uri: str, request_hash: str) -> object:
         """The bound call of `request`, unsent."""
         contract = await self.reader.contract()
         return contract.functions.validationRequest(checksum(validator), agent_id, uri, request_hash)
 
-    async def respond(self, request_hash: str, response: int, uri: str, content_hash: str, tag: str) -> Sent:
-        """Answers a request to this account; a later answer to the same request replaces it."""
+    async def respond(
+        self, request_hash: str, response: int, uri: str, content_hash: str, tag: str, *, nonce: int | None = None
+    ) -> Sent:
+        """Answers a request to this account; a later answer to the same request replaces it.
 
-        async def read() -> tuple[object, ...]:
-            answer = await self.reader.answer(self.writer.address, request_hash)
-            return () if answer is None else (answer.response, answer.uri, answer.content_hash, answer.tag)
-
-        return await self.writer.transact(
+        Args:
+            nonce: see `Sender.send`.
+        """
+        receipt = await self.sender.send(
             await self.respond_call(request_hash, response, uri, content_hash, tag),
             "answering a validation request",
-            shown="the answer to the validation request",
-            expected=(response, uri, content_hash, tag),
-            read=read,
+            nonce=nonce,
         )
+
+        async def read() -> tuple[object, ...]:
+            answer = await self.reader.answer(self.sender.address, request_hash)
+            return () if answer is None else (answer.response, answer.uri, answer.content_hash, answer.tag)
+
+        await read_back("the validation registry", (response, uri, content_hash, tag), read)
+        return Sent.of(receipt)
 
     async def respond_call(self, request_hash: str, response: int, uri: str, content_hash: str, tag: str) -> object:
         """The bound call of `respond`, unsent."""
