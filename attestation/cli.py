@@ -16,8 +16,6 @@ from typing import Any, Final, NoReturn
 
 import click
 import httpx
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
 
 from attestation import purchase as purchases
 from attestation import report
@@ -26,6 +24,8 @@ from attestation.checker import ServiceChecker, problem_text
 from attestation.client import PURCHASE, Buyer, NotAcceptedError, PayingTransport, Purchase
 from attestation.collateral_source import fetch_collateral
 from attestation.commands import (
+    BUYER_KEY,
+    account_of,
     allow_simulated_option,
     complain,
     html_option,
@@ -55,7 +55,6 @@ from attestation.verifier import Verifier
 COMMANDS: Final = "tollseal.commands"
 """Entry-point group of commands that need an extra."""
 
-BUYER_KEY: Final = "TOLLSEAL_BUYER_KEY"
 DEFAULT_MAX_PRICE: Final = "0.10"
 ANSWER_TIMEOUT_SECONDS: Final = 900
 
@@ -145,7 +144,7 @@ def summarize(file: Any, url: str, max_price: str, save: Path | None, assets: tu
     rpc = rpc or (stack.rpc if stack else None)
     progress = console(stderr=True)
     buyer = Buyer(
-        account=_buyer_account(),
+        account=account_of(BUYER_KEY),
         limit=SpendingLimit(max_price, tuple(known)),
         policy=_policy(policy, allow_simulated=allow_simulated).requiring_chain(),
         chain=ChainReader(rpc) if rpc else None,
@@ -308,18 +307,6 @@ async def _inspect(checker: ServiceChecker, url: str, html: Path | None, *, as_j
         print_fields(console(), facts.items())
         show_verdict(service.verdict, as_json=False, html=html)
     return service.verdict.exit_code
-
-
-def _buyer_account() -> LocalAccount:
-    key = os.environ.get(BUYER_KEY)
-    if not key:
-        raise click.UsageError(f"set {BUYER_KEY} to the private key that pays (0x and 64 hex digits)")
-    try:
-        account: LocalAccount = Account.from_key(key)
-    except Exception:
-        # The library's message may quote the key.
-        raise click.UsageError(f"{BUYER_KEY} is not a private key (0x and 64 hex digits)") from None
-    return account
 
 
 def _asset(text: str) -> Asset:

@@ -6,23 +6,25 @@ one first has it: the document carries a salt, so that a hash that was taken is 
 """
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from attestation import encoding
 from attestation.digest import jcs, keccak256
 from attestation.errors import MalformedError, TollsealError
-from attestation.fetch import FetchError, data_content, data_uri
+from attestation.fetch import data_content, data_uri
 from attestation.onchain import AgentReference
 from attestation.registry.errors import RevertedError
-from attestation.registry.validation import Request, ValidationWriter
+from attestation.registry.validation import MAX_RESPONSE, Request, Validation, ValidationWriter
 
 REQUEST_FORMAT: Final = "tollseal.validation-request/1"
 MAX_REQUEST_BYTES: Final = 4 << 20
 """Largest request document: one that carries a whole bundle. Those that name an endpoint have some hundred bytes."""
 MAX_INLINE_BYTES: Final = 4 << 10
 """Largest request document that is put on the chain as a data: URI."""
+SIMULATED_TAG: Final = "simulated"
+"""Tag of answers about simulated enclaves."""
 
 _ATTEMPTS: Final = 3
 _SALT_BYTES: Final = 32
@@ -105,6 +107,29 @@ def draw_salt() -> str:
     return secrets.token_hex(_SALT_BYTES)
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the validators that somebody trusts say of an agent: how many of their latest answers are 100 and how many
+    are less, and how many of the requests to them have none. A pending request is not a score.
+
+    Answers tagged `simulated` count nowhere but in `simulated`: no hardware stands behind them.
+    """
+
+    passed: int
+    failed: int
+    pending: int
+    simulated: int
+
+
+def standing(validations: Iterable[Validation], trusted: Collection[str]) -> Standing:
+    """Counts the answers of the validators with the lower-case addresses `trusted`, and nobody else's."""
+    ours = [one for one in validations if one.request.validator in trusted]
+    answers = [one.answer for one in ours if one.answer is not None]
+    hardware = [answer for answer in answers if answer.tag != SIMULATED_TAG]
+    passed = sum(answer.response == MAX_RESPONSE for answer in hardware)
+    return Standing(passed, len(hardware) - passed, len(ours) - len(answers), len(answers) - len(hardware))
+
+
 async def request_validation(
     writer: ValidationWriter,
     validator: str,
@@ -148,14 +173,16 @@ async def request_validation(
     raise AssertionError  # the last attempt returns or raises
 
 
-def _asks_about(request: Request, key: KeyInQuestion) -> bool:
-    """Whether a request's own URI holds a genuine question about this key."""
+def inline_key(request: Request) -> KeyInQuestion | None:
+    """The key that a request is about, when its own URI holds a document of this format with the request's hash."""
     try:
         data = data_content(request.uri, max_bytes=MAX_INLINE_BYTES)
-        asked = parse_request(data)
-    except (FetchError, TollsealError):
-        return False
-    return content_hash(data) == request.request_hash and (asked.agent, asked.keyset_digest) == (
-        key.agent,
-        key.keyset_digest,
-    )
+        key = parse_request(data)
+    except TollsealError:
+        return None
+    return key if content_hash(data) == request.request_hash else None
+
+
+def _asks_about(request: Request, key: KeyInQuestion) -> bool:
+    asked = inline_key(request)
+    return asked is not None and (asked.agent, asked.keyset_digest) == (key.agent, key.keyset_digest)

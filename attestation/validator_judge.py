@@ -103,6 +103,9 @@ class Judge:
             return self._undecided(request, agent, str(error) or "the service did not answer in time")
         except TollsealError as error:
             return self._refused(request, agent, str(error))
+        except Exception as error:
+            # What strangers send must not end a validator that others rely on, nor be scored by our mistake.
+            return self._undecided(request, agent, f"it could not be judged ({type(error).__name__})")
 
     async def _service(self, request: Request, key: KeyInQuestion) -> Judgement:
         """Has the service prove itself now, with a nonce drawn here."""

@@ -1,0 +1,245 @@
+"""`tollseal validation`: asks for validations of an agent, and shows what was answered."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+from attestation import report
+from attestation.bundle import parse_bundle
+from attestation.checker import ServiceChecker
+from attestation.commands import OPERATOR_KEY, account_of, http_url, json_option, print_json, rpc_option, run
+from attestation.devstack import local_stack
+from attestation.encoding import address
+from attestation.errors import MalformedError, TollsealError
+from attestation.fetch import data_uri
+from attestation.http_signature import Exchange
+from attestation.keyset import ALGO_PAYMENT, parse_keyset
+from attestation.onchain import AgentReference
+from attestation.payment_proof import address_of
+from attestation.policy import Policy
+from attestation.registry.erc8004 import IdentityReader
+from attestation.registry.sender import Sender
+from attestation.registry.validation import Validation, ValidationReader, ValidationWriter
+from attestation.registry_options import (
+    Place,
+    address_option,
+    agent_argument,
+    dry_run_option,
+    from_block_option,
+    place,
+    validation_option,
+)
+from attestation.terminal import console, print_fields, printable
+from attestation.validation import (
+    KeyInQuestion,
+    build_request,
+    content_hash,
+    draw_salt,
+    inline_key,
+    request_validation,
+    standing,
+)
+
+
+@click.group()
+def validation() -> None:
+    """Ask validators about an agent's keys, and read what they answered (ERC-8004)."""
+
+
+@validation.command("request")
+@address_option("--validator", "Whom to ask.", required=True)
+@click.option("--url", callback=http_url, help="The service whose present key is to be checked; it is asked itself.")
+@click.option(
+    "--bundle", type=click.File("rb"), help="A purchase under the key, in place of --url. Validators read it."
+)
+@click.option("--document-dir", type=click.Path(file_okay=False, path_type=Path), metavar="DIRECTORY",
+              help="Keep the request document here, which is served under --document-url.")  # fmt: skip
+@click.option("--document-url", callback=http_url, metavar="URL", help="Where --document-dir is served.")
+@rpc_option
+@validation_option
+@from_block_option
+@dry_run_option
+@json_option
+def request(validator: str, url: str | None, bundle: Any, document_dir: Path | None, document_url: str | None,
+            rpc: str | None, validation_registry: str | None, from_block: int, dry_run: bool, as_json: bool,
+            ) -> None:  # fmt: skip
+    """Ask a validator to check a key, once for every key and validator.
+
+    The account that asks must own or operate the agent; its key comes from TOLLSEAL_OPERATOR_KEY.
+    """
+    if (url is None) == (bundle is None):
+        raise click.UsageError("name either --url or --bundle")
+    if (document_dir is None) != (document_url is None):
+        raise click.UsageError("--document-dir and --document-url belong together")
+    if bundle is not None and document_dir is None:
+        raise click.UsageError("a bundle is too large for the chain: --document-dir and --document-url")
+    account = account_of(OPERATOR_KEY)
+    stack = local_stack(url) if url else None
+    rpc = rpc or (stack.rpc if stack else None)
+
+    def publish(document: bytes) -> str:
+        if document_dir is None or document_url is None:
+            return data_uri(document)
+        name = f"{content_hash(document)}.json"
+        document_dir.mkdir(parents=True, exist_ok=True)
+        (document_dir / name).write_bytes(document)
+        return f"{document_url.rstrip('/')}/{name}"
+
+    async def work() -> int:
+        key = _of_bundle(bundle.read()) if url is None else await _of_service(url)
+        where = place(rpc, key.agent.chain_id, identity=key.agent.registry, validation=validation_registry)
+        async with IdentityReader(where.rpc, where.chain_id, where.identity, from_block=from_block) as identity:
+            reader = ValidationReader(identity, _known(where))
+            writer = ValidationWriter(reader, Sender(identity.chain, account))
+            return await _request(writer, validator, key, publish if document_dir else data_uri, where,
+                                  dry_run=dry_run, as_json=as_json)  # fmt: skip
+
+    run(work(), as_json=as_json)
+
+
+async def _request(
+    writer: ValidationWriter,
+    validator: str,
+    key: KeyInQuestion,
+    publish: Callable[[bytes], str],
+    where: Place,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    if not await writer.reader.deployed():
+        return _absent(where, as_json=as_json)
+    gas: int | None = None
+    if dry_run:
+        document = build_request(key, salt=draw_salt())
+        request_hash, transaction = content_hash(document), None
+        call = await writer.request_call(validator, key.agent.agent_id, data_uri(document), request_hash)
+        gas = (await writer.sender.plan(call, "asking for a validation")).gas
+    else:
+        asked = await request_validation(writer, validator, key, uri=publish)
+        request_hash, transaction = asked.request_hash, asked.transaction
+    document_json = {
+        "agent": str(key.agent),
+        "keyset_digest": key.keyset_digest,
+        "validator": validator,
+        "request_hash": request_hash,
+        "transaction": transaction,
+        "gas": gas,
+        "dry_run": dry_run,
+    }
+    if as_json:
+        print_json(document_json)
+        return 0
+    done = f"would be asked, {gas} gas" if dry_run else transaction or "was asked before, nothing was sent"
+    print_fields(
+        console(),
+        [("agent", str(key.agent)), ("key", key.keyset_digest), ("validator", validator), ("request", request_hash),
+         ("transaction", done)],
+    )  # fmt: skip
+    return 0
+
+
+@validation.command("list")
+@click.argument("agent", callback=agent_argument)
+@click.option("--trust", multiple=True, metavar="ADDRESS", help="Count this validator's answers; may be repeated.")
+@rpc_option
+@validation_option
+@from_block_option
+@json_option
+def list_(agent: AgentReference, trust: tuple[str, ...], rpc: str | None, validation_registry: str | None,
+          from_block: int, as_json: bool) -> None:  # fmt: skip
+    """Show what was asked about AGENT and answered. Nobody is trusted unless --trust names them.
+
+    AGENT is <chain id>:<identity registry>:<agent id>.
+    """
+    where = place(rpc, agent.chain_id, identity=agent.registry, validation=validation_registry)
+    try:
+        trusted = frozenset(address(item, "--trust") for item in trust)
+    except MalformedError as error:
+        raise click.UsageError(str(error)) from error
+
+    async def work() -> int:
+        async with IdentityReader(where.rpc, where.chain_id, where.identity, from_block=from_block) as identity:
+            reader = ValidationReader(identity, _known(where))
+            await identity.owner_of(agent.agent_id)
+            if not await reader.deployed():
+                return _absent(where, as_json=as_json)
+            _show(await reader.of_agent(agent.agent_id), trusted, as_json=as_json)
+        return 0
+
+    run(work(), as_json=as_json)
+
+
+def _show(found: tuple[Validation, ...], trusted: frozenset[str], *, as_json: bool) -> None:
+    rows = [_row(one, trusted) for one in found]
+    counted = standing(found, trusted)
+    if as_json:
+        print_json({"deployed": True, "standing": asdict(counted), "validations": rows})
+        return
+    out = console()
+    for row in rows:
+        told = "pending" if row["response"] is None else f"{row['response']} ({row['tag']})"
+        who = "trusted" if row["trusted"] else "not trusted"
+        out.print(printable(f"{told:<20} {row['validator']} ({who})  {row['request_hash']}"), markup=False)
+    of_trusted = f"{counted.passed} passed, {counted.failed} failed, {counted.pending} pending"
+    print_fields(out, [("trusted", of_trusted), ("simulated", f"{counted.simulated} (no hardware, not counted)")])
+
+
+def _row(one: Validation, trusted: frozenset[str]) -> dict[str, Any]:
+    key, answer = inline_key(one.request), one.answer
+    return {
+        "request_hash": one.request.request_hash,
+        "validator": one.request.validator,
+        "trusted": one.request.validator in trusted,
+        "keyset_digest": None if key is None else key.keyset_digest,
+        "response": None if answer is None else answer.response,
+        "tag": None if answer is None else printable(answer.tag)[:64],
+        "evidence_uri": None if answer is None else printable(answer.uri)[:2_048],
+        "evidence_hash": None if answer is None else answer.content_hash,
+        "block": one.request.position.block if answer is None else answer.position.block,
+    }
+
+
+def _absent(where: Place, *, as_json: bool) -> int:
+    """That a chain has no such registry is normal."""
+    if as_json:
+        print_json({"deployed": False, "validations": []})
+    else:
+        click.echo(f"chain {where.chain_id} has no validation registry at {where.validation}: nobody can be asked")
+    return 0
+
+
+def _known(where: Place) -> str:
+    if where.validation is None:
+        raise TollsealError(
+            f"no validation registry is known on chain {where.chain_id}", hint="Name it with --validation-registry."
+        )
+    return where.validation
+
+
+async def _of_service(url: str) -> KeyInQuestion:
+    # Whether it deserves a good answer is for the validator to say; here it only tells which key it has.
+    async with ServiceChecker(policy=Policy(allow_simulated=True)) as checker:
+        found = await checker.attest(httpx.URL(url))
+    return _key(found.attestation, endpoint=str(httpx.URL(url).join("/")).rstrip("/"))
+
+
+def _of_bundle(data: bytes) -> KeyInQuestion:
+    bundle = parse_bundle(data)
+    return _key(bundle.attestation, bundle=bundle.to_json())
+
+
+def _key(attestation: Exchange, *, endpoint: str | None = None, bundle: dict[str, Any] | None = None) -> KeyInQuestion:
+    keyset = parse_keyset(report.attestation_of(attestation)["workload_keyset"])
+    return KeyInQuestion(
+        agent=report.agent_of(attestation),
+        keyset_digest=keyset.digest,
+        payment_key=address_of(keyset.key(ALGO_PAYMENT).public_key),
+        key_slot=report.key_slot_of(attestation),
+        endpoint=endpoint,
+        bundle=bundle,
+    )
