@@ -12,6 +12,9 @@ AbiName = Literal["identity", "reputation", "validation", "token"]
 
 TRANSFER: Final = event_signature_to_log_topic("Transfer(address,address,uint256)")
 """Topic of ERC-20 and ERC-721 Transfer alike; only the latter indexes its third argument."""
+APPROVAL: Final = event_signature_to_log_topic("Approval(address,address,uint256)")
+APPROVAL_FOR_ALL: Final = event_signature_to_log_topic("ApprovalForAll(address,address,bool)")
+"""ERC-721."""
 AUTHORIZATION_USED: Final = event_signature_to_log_topic("AuthorizationUsed(address,bytes32)")
 """EIP-3009."""
 REGISTERED: Final = event_signature_to_log_topic("Registered(uint256,string,address)")
