@@ -24,13 +24,13 @@ from attestation import payment_proof
 from attestation.errors import MalformedError, TollsealError
 from attestation.feedback import MAX_FEEDBACK_BYTES, Claim, SignedTerms, parse_feedback
 from attestation.onchain import AgentReference
+from attestation.publishing import content_hash
 from attestation.registry.erc8004 import Position
 from attestation.registry.errors import RegistryError
 from attestation.registry.ownership import Ownership, read_ownership
 from attestation.registry.payments import PaymentReader, Transfer
 from attestation.registry.records import KEY_PREFIX, key_name, parse_key
 from attestation.registry.reputation import MAX_DECIMALS, Rating, ReputationReader, decimal_text
-from attestation.validation import content_hash
 
 Fetch = Callable[[str], Awaitable[bytes]]
 """Gives what a URI holds, at most MAX_FEEDBACK_BYTES. Raises `FetchError`."""

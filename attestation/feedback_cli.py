@@ -4,21 +4,21 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
 from attestation import report
 from attestation.bundle import parse_bundle
-from attestation.commands import BUYER_KEY, account_of, http_url, json_option, print_json, rpc_option, run
+from attestation.commands import BUYER_KEY, account_of, json_option, print_json, rpc_option, run
 from attestation.devstack import local_chain
 from attestation.encoding import address
 from attestation.errors import MalformedError, TollsealError
 from attestation.feedback import MAX_FEEDBACK_BYTES, Score, build_feedback, parse_feedback, parse_score
 from attestation.feedback_check import CheckedRating, FeedbackChecker, summarize
-from attestation.fetch import FetchLimits, data_content, data_uri, fetch
+from attestation.fetch import FetchLimits, data_content, fetch
 from attestation.onchain import AgentReference
+from attestation.publishing import Publisher, content_hash
 from attestation.purchase import parse_payment
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.payments import PaymentReader
@@ -30,11 +30,11 @@ from attestation.registry_options import (
     dry_run_option,
     from_block_option,
     place,
+    publisher_options,
     reputation_option,
 )
 from attestation.spending import KNOWN_ASSETS
 from attestation.terminal import console, print_fields, printable
-from attestation.validation import content_hash
 
 
 @click.group()
@@ -55,16 +55,14 @@ def _score(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     "--score", required=True, callback=_score, metavar="N", help="0 (useless) to 100 (perfect), decimals allowed."
 )
 @click.option("--tag", "tags", multiple=True, metavar="WORD", help="What the score is about; at most two.")
-@click.option("--document-dir", type=click.Path(file_okay=False, path_type=Path), metavar="DIRECTORY",
-              help="Keep the feedback file here, which is served under --document-url.")  # fmt: skip
-@click.option("--document-url", callback=http_url, metavar="URL", help="Where --document-dir is served.")
+@publisher_options
 @rpc_option
 @reputation_option
 @from_block_option
 @dry_run_option
 @json_option
-def give(bundle: Any, score: Score, tags: tuple[str, ...], document_dir: Path | None, document_url: str | None,
-         rpc: str | None, reputation_registry: str | None, from_block: int, dry_run: bool, as_json: bool,
+def give(bundle: Any, score: Score, tags: tuple[str, ...], publisher: Publisher, rpc: str | None,
+         reputation_registry: str | None, from_block: int, dry_run: bool, as_json: bool,
          ) -> None:  # fmt: skip
     """Rate the agent that a saved BUNDLE was bought from.
 
@@ -74,8 +72,6 @@ def give(bundle: Any, score: Score, tags: tuple[str, ...], document_dir: Path | 
     """
     if len(tags) > 2:
         raise click.UsageError("at most two tags")
-    if (document_dir is None) != (document_url is None):
-        raise click.UsageError("--document-dir and --document-url belong together")
     account = account_of(BUYER_KEY)
 
     async def work() -> int:
@@ -91,13 +87,7 @@ def give(bundle: Any, score: Score, tags: tuple[str, ...], document_dir: Path | 
         async with IdentityReader(where.rpc, where.chain_id, where.identity, from_block=from_block) as identity:
             writer = ReputationWriter(ReputationReader(identity, _known(where)), Sender(identity.chain, account))
             await _refuse_second(writer, agent, document)
-            uri = data_uri(document)
-            if document_dir is not None and document_url is not None:
-                name = f"{content_hash(document)}.json"
-                uri = f"{document_url.rstrip('/')}/{name}"
-                if not dry_run:
-                    document_dir.mkdir(parents=True, exist_ok=True)
-                    (document_dir / name).write_bytes(document)
+            uri = publisher.uri(document)
             rating: dict[str, Any] = {
                 "tags": (first, second),
                 "endpoint": purchase.answer.url,
@@ -109,12 +99,13 @@ def give(bundle: Any, score: Score, tags: tuple[str, ...], document_dir: Path | 
                 call = await writer.give_call(agent.agent_id, score.value, score.decimals, **rating)
                 gas = (await writer.sender.plan(call, "rating the agent")).gas
             else:
+                publisher.publish(document)
                 sent = await writer.give(agent.agent_id, score.value, score.decimals, **rating)
                 transaction, gas = sent.transaction, sent.gas_used
         told = {
             "agent": str(agent),
             "score": decimal_text(score.value, score.decimals),
-            "file": uri if document_dir else f"on the chain, {len(document)} bytes",
+            "file": f"on the chain, {len(document)} bytes" if publisher.inline else uri,
             "hash": rating["content_hash"],
             "transaction": transaction or "none, this was a dry run",
             "gas": str(gas),
@@ -304,7 +295,8 @@ async def _checker(
 def _line(one: CheckedRating) -> str:
     rating = one.rating
     about = " ".join(tag[:32] for tag in (rating.tag1, rating.tag2) if tag)
-    return f"{'paid' if one.paid else 'unpaid':<8}{rating.number:>8}  {rating.client} #{rating.index}  {about}  {one.reason}"
+    state = "paid" if one.paid else "unpaid"
+    return f"{state:<8}{rating.number:>8}  {rating.client} #{rating.index}  {about}  {one.reason}"
 
 
 def _known(where: Place) -> str:

@@ -3,14 +3,18 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
+from attestation.commands import http_url
 from attestation.devstack import local_chain
 from attestation.encoding import address
 from attestation.errors import MalformedError
 from attestation.onchain import AgentReference
+from attestation.publishing import Publisher
 from attestation.registry.canonical import registries
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -68,6 +72,22 @@ from_block_option = click.option(
     help="First block whose events matter, where a node serves few blocks at a time.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be sent and what it costs; send nothing.")
+
+
+def publisher_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --document-dir and --document-url, and hands the command a `publisher`."""
+
+    @click.option("--document-dir", type=click.Path(file_okay=False, path_type=Path), metavar="DIRECTORY",
+                  help="Keep what the chain points at here; without, it goes onto the chain itself.")  # fmt: skip
+    @click.option("--document-url", callback=http_url, metavar="URL", help="Where --document-dir is served.")
+    @wraps(command)
+    def wrapped(*arguments: Any, document_dir: Path | None, document_url: str | None, **options: Any) -> Any:
+        if (document_dir is None) != (document_url is None):
+            raise click.UsageError("--document-dir and --document-url belong together")
+        where = None if document_dir is None or document_url is None else (document_dir, document_url)
+        return command(*arguments, publisher=Publisher(where), **options)
+
+    return wrapped
 
 
 def place(

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from attestation import encoding
-from attestation.digest import jcs, keccak256
+from attestation.digest import jcs
 from attestation.errors import MalformedError, TollsealError
-from attestation.fetch import data_content, data_uri
+from attestation.fetch import data_content
 from attestation.onchain import AgentReference
+from attestation.publishing import Publisher, content_hash
 from attestation.registry.errors import RevertedError
 from attestation.registry.validation import MAX_RESPONSE, Request, Validation, ValidationWriter
 
@@ -97,11 +98,6 @@ def parse_request(data: bytes) -> KeyInQuestion:
     )
 
 
-def content_hash(data: bytes) -> str:
-    """The keccak256 that the registries keep of what a URI holds: 0x and 64 lower-case hex characters."""
-    return "0x" + keccak256(data).hex()
-
-
 def draw_salt() -> str:
     """A salt for `build_request`."""
     return secrets.token_hex(_SALT_BYTES)
@@ -136,7 +132,7 @@ async def request_validation(
     key: KeyInQuestion,
     *,
     salt: Callable[[], str] = draw_salt,
-    uri: Callable[[bytes], str] = data_uri,
+    publisher: Publisher | None = None,
 ) -> Asked:
     """Asks a validator to check a key, once: a key that it was asked about before is not asked about again.
 
@@ -145,25 +141,25 @@ async def request_validation(
         validator: whom to ask.
         key: what to ask about.
         salt: draws salts.
-        uri: publishes the document and says where; by default it is put into the URI itself.
+        publisher: makes the document readable; by default it is put into the URI itself.
 
     Raises:
         MalformedError: the document is too large to be put into its URI.
         RegistryError: see `ValidationWriter`.
     """
-    agent_id = key.agent.agent_id
+    agent_id, publisher = key.agent.agent_id, publisher or Publisher()
     for request in await writer.reader.requests(validator=validator, agent_id=agent_id):
         if _asks_about(request, key):
             return Asked(request.request_hash, None)
     for attempt in range(_ATTEMPTS):
         document = build_request(key, salt=salt())
-        if uri is data_uri and len(document) > MAX_INLINE_BYTES:
+        if publisher.inline and len(document) > MAX_INLINE_BYTES:
             raise MalformedError(
                 "request", f"has {len(document)} bytes, at most {MAX_INLINE_BYTES} go on the chain: name a URI for it"
             )
         request_hash = content_hash(document)
         try:
-            sent = await writer.request(validator, agent_id, uri(document), request_hash)
+            sent = await writer.request(validator, agent_id, publisher.publish(document), request_hash)
         except RevertedError as error:
             # Somebody saw it on its way and took its hash. The next one they have to guess anew.
             if error.reason != "exists" or attempt == _ATTEMPTS - 1:

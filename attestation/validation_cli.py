@@ -1,8 +1,6 @@
 """`tollseal validation`: asks for validations of an agent, and shows what was answered."""
 
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,12 +13,12 @@ from attestation.commands import OPERATOR_KEY, account_of, http_url, json_option
 from attestation.devstack import local_stack
 from attestation.encoding import address
 from attestation.errors import MalformedError, TollsealError
-from attestation.fetch import data_uri
 from attestation.http_signature import Exchange
 from attestation.keyset import ALGO_PAYMENT, parse_keyset
 from attestation.onchain import AgentReference
 from attestation.payment_proof import address_of
 from attestation.policy import Policy
+from attestation.publishing import Publisher, content_hash
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.sender import Sender
 from attestation.registry.validation import Validation, ValidationReader, ValidationWriter
@@ -31,13 +29,13 @@ from attestation.registry_options import (
     dry_run_option,
     from_block_option,
     place,
+    publisher_options,
     validation_option,
 )
 from attestation.terminal import console, print_fields, printable
 from attestation.validation import (
     KeyInQuestion,
     build_request,
-    content_hash,
     draw_salt,
     inline_key,
     request_validation,
@@ -56,15 +54,13 @@ def validation() -> None:
 @click.option(
     "--bundle", type=click.File("rb"), help="A purchase under the key, in place of --url. Validators read it."
 )
-@click.option("--document-dir", type=click.Path(file_okay=False, path_type=Path), metavar="DIRECTORY",
-              help="Keep the request document here, which is served under --document-url.")  # fmt: skip
-@click.option("--document-url", callback=http_url, metavar="URL", help="Where --document-dir is served.")
+@publisher_options
 @rpc_option
 @validation_option
 @from_block_option
 @dry_run_option
 @json_option
-def request(validator: str, url: str | None, bundle: Any, document_dir: Path | None, document_url: str | None,
+def request(validator: str, url: str | None, bundle: Any, publisher: Publisher,
             rpc: str | None, validation_registry: str | None, from_block: int, dry_run: bool, as_json: bool,
             ) -> None:  # fmt: skip
     """Ask a validator to check a key, once for every key and validator.
@@ -73,21 +69,11 @@ def request(validator: str, url: str | None, bundle: Any, document_dir: Path | N
     """
     if (url is None) == (bundle is None):
         raise click.UsageError("name either --url or --bundle")
-    if (document_dir is None) != (document_url is None):
-        raise click.UsageError("--document-dir and --document-url belong together")
-    if bundle is not None and document_dir is None:
+    if bundle is not None and publisher.inline:
         raise click.UsageError("a bundle is too large for the chain: --document-dir and --document-url")
     account = account_of(OPERATOR_KEY)
     stack = local_stack(url) if url else None
     rpc = rpc or (stack.rpc if stack else None)
-
-    def publish(document: bytes) -> str:
-        if document_dir is None or document_url is None:
-            return data_uri(document)
-        name = f"{content_hash(document)}.json"
-        document_dir.mkdir(parents=True, exist_ok=True)
-        (document_dir / name).write_bytes(document)
-        return f"{document_url.rstrip('/')}/{name}"
 
     async def work() -> int:
         key = _of_bundle(bundle.read()) if url is None else await _of_service(url)
@@ -95,7 +81,7 @@ def request(validator: str, url: str | None, bundle: Any, document_dir: Path | N
         async with IdentityReader(where.rpc, where.chain_id, where.identity, from_block=from_block) as identity:
             reader = ValidationReader(identity, _known(where))
             writer = ValidationWriter(reader, Sender(identity.chain, account))
-            return await _request(writer, validator, key, publish if document_dir else data_uri, where,
+            return await _request(writer, validator, key, publisher, where,
                                   dry_run=dry_run, as_json=as_json)  # fmt: skip
 
     run(work(), as_json=as_json)
@@ -105,7 +91,7 @@ async def _request(
     writer: ValidationWriter,
     validator: str,
     key: KeyInQuestion,
-    publish: Callable[[bytes], str],
+    publisher: Publisher,
     where: Place,
     *,
     dry_run: bool,
@@ -117,10 +103,10 @@ async def _request(
     if dry_run:
         document = build_request(key, salt=draw_salt())
         request_hash, transaction = content_hash(document), None
-        call = await writer.request_call(validator, key.agent.agent_id, data_uri(document), request_hash)
+        call = await writer.request_call(validator, key.agent.agent_id, publisher.uri(document), request_hash)
         gas = (await writer.sender.plan(call, "asking for a validation")).gas
     else:
-        asked = await request_validation(writer, validator, key, uri=publish)
+        asked = await request_validation(writer, validator, key, publisher=publisher)
         request_hash, transaction = asked.request_hash, asked.transaction
     document_json = {
         "agent": str(key.agent),

@@ -14,15 +14,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from attestation import encoding
 from attestation.checker import unix_now
 from attestation.digest import jcs
 from attestation.errors import MalformedError, TollsealError
-from attestation.fetch import data_uri
+from attestation.publishing import Publisher, content_hash, write_file
 from attestation.registry.validation import Request, ValidationWriter
-from attestation.validation import content_hash
 from attestation.validator_judge import Judge, Judgement
 
 JOURNAL_FORMAT: Final = "tollseal.validator/1"
@@ -70,36 +69,6 @@ class Round:
     deployed: bool
     block: int
     outcomes: tuple[Outcome, ...]
-
-
-class Archive(Protocol):
-    """Where the evidence of answers is published."""
-
-    def keep(self, judgement: Judgement) -> tuple[str, bytes]:
-        """Publishes; gives the URI and the exact bytes it holds."""
-        ...
-
-
-class InlineArchive:
-    """Puts the judgement without its exchanges into the URI itself."""
-
-    def keep(self, judgement: Judgement) -> tuple[str, bytes]:
-        content = jcs(judgement.document)
-        return data_uri(content), content
-
-
-class DirectoryArchive:
-    """Writes the judgement with its exchanges into a directory that is served under a URL."""
-
-    def __init__(self, directory: Path, base_url: str) -> None:
-        self._directory = directory
-        self._base = base_url.rstrip("/")
-
-    def keep(self, judgement: Judgement) -> tuple[str, bytes]:
-        content = jcs({**judgement.document, "exchanges": judgement.exchanges})
-        name = f"{judgement.document['request_hash']}-{content_hash(content)[2:10]}.json"
-        _write(self._directory / name, content)
-        return f"{self._base}/{name}", content
 
 
 @dataclass(slots=True)
@@ -156,7 +125,7 @@ class Journal:
             "next_block": self.next_block,
             "open": {request_hash: asdict(entry) for request_hash, entry in self.open.items()},
         }
-        _write(self.path, json.dumps(document, indent=2).encode())
+        write_file(self.path, json.dumps(document, indent=2).encode())
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -180,7 +149,7 @@ class Validator:
     Args:
         writer: answers, as the validator's account.
         judge: judges.
-        archive: publishes evidence.
+        publisher: makes evidence readable; what goes onto the chain is the judgement without its exchanges.
         journal: where to go on.
         confirmations: blocks that must stand on a request, its own included, before it is looked at.
         agents: answer for these agents only; None answers for all. Each answer costs the validator gas.
@@ -192,7 +161,7 @@ class Validator:
         self,
         writer: ValidationWriter,
         judge: Judge,
-        archive: Archive,
+        publisher: Publisher,
         journal: Journal,
         *,
         confirmations: int = 1,
@@ -203,7 +172,7 @@ class Validator:
         self._writer = writer
         self._reader = writer.reader
         self._judge = judge
-        self._archive = archive
+        self._publisher = publisher
         self._journal = journal
         self._confirmations = confirmations
         self._agents = agents
@@ -258,7 +227,9 @@ class Validator:
         judgement = await self._judge.judge(request, self._reader.identity.registry_id)
         if judgement.response is None:
             return self._later(request, entry, judgement, dry_run=dry_run)
-        uri, content = self._archive.keep(judgement) if not dry_run else InlineArchive().keep(judgement)
+        whole = {} if self._publisher.inline else {"exchanges": judgement.exchanges}
+        content = jcs({**judgement.document, **whole})
+        uri = self._publisher.uri(content)
         arguments = (request.request_hash, judgement.response, uri, content_hash(content), judgement.tag)
         if dry_run:
             planned = await self._writer.sender.plan(
@@ -269,6 +240,7 @@ class Validator:
         if await self._reader.answer(self._writer.sender.address, request.request_hash) is not None:
             return None  # sent before this process was started, or by another one
         self._progress(f"answering {request.request_hash} with {judgement.response}")
+        self._publisher.publish(content)
         sent = await self._writer.respond(*arguments, nonce=nonce)
         self._journal.open.pop(request.request_hash, None)
         return _outcome(request, judgement, Status.ANSWERED, sent.transaction, sent.gas_used)
@@ -296,10 +268,3 @@ def _outcome(
         transaction,
         gas,
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.write_bytes(content)
-    new.replace(path)

@@ -16,13 +16,13 @@ from attestation.commands import (
     account_of,
     allow_simulated_option,
     complain,
-    http_url,
     json_option,
     policy_option,
     rpc_option,
     run,
 )
 from attestation.policy import Policy
+from attestation.publishing import Publisher
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.errors import RegistryError
 from attestation.registry.sender import Sender
@@ -35,10 +35,11 @@ from attestation.registry_options import (
     from_block_option,
     identity_option,
     place,
+    publisher_options,
     validation_option,
 )
 from attestation.terminal import console, printable
-from attestation.validator import DirectoryArchive, InlineArchive, Journal, Outcome, Round, Validator
+from attestation.validator import Journal, Outcome, Round, Validator
 from attestation.validator_judge import Judge
 
 JOURNALS: Final = Path.home() / ".cache" / "tollseal" / "validator"
@@ -56,7 +57,7 @@ class _Work:
     confirmations: int
     from_block: int
     allow_private: bool
-    evidence: tuple[Path, str] | None
+    publisher: Publisher
     journal: Path | None
     every: int
     once: bool
@@ -77,9 +78,7 @@ class _Work:
 @policy_option
 @allow_simulated_option
 @click.option("--allow-private", is_flag=True, help="Also ask private addresses, for a chain on this machine.")
-@click.option("--evidence-dir", type=click.Path(file_okay=False, path_type=Path), metavar="DIRECTORY",
-              help="Keep the whole evidence here, which is served under --evidence-url.")  # fmt: skip
-@click.option("--evidence-url", callback=http_url, metavar="URL", help="Where --evidence-dir is served.")
+@publisher_options
 @click.option("--journal", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Where to go on after a restart; may be lost.")  # fmt: skip
 @click.option("--every", type=click.IntRange(min=1), default=15, show_default=True, metavar="SECONDS",
@@ -88,16 +87,14 @@ class _Work:
 @dry_run_option
 @json_option
 def validator(rpc: str | None, chain_id: int | None, identity_registry: str | None, validation_registry: str | None,
-              policy: Policy | None, allow_simulated: bool, allow_private: bool, evidence_dir: Path | None,
-              evidence_url: str | None, once: bool, dry_run: bool, **more: Any) -> None:  # fmt: skip
+              policy: Policy | None, allow_simulated: bool, allow_private: bool, publisher: Publisher,
+              once: bool, dry_run: bool, **more: Any) -> None:  # fmt: skip
     """Check every agent that asks this account for a validation (ERC-8004), and answer 100 or 0 on the chain.
 
     The key of the account comes from TOLLSEAL_VALIDATOR_KEY. An answer's tag names the TEE; a simulated enclave scores
     0, or 100 under the tag "simulated" where --allow-simulated was given and the chain carries nothing of value. What
     cannot be decided stays pending. Nothing is answered twice, however often this is stopped and started.
     """
-    if (evidence_dir is None) != (evidence_url is None):
-        raise click.UsageError("--evidence-dir and --evidence-url belong together")
     where = place(rpc, chain_id, identity=identity_registry, validation=validation_registry)
     if where.validation is None:
         raise click.UsageError(f"no validation registry is known on chain {where.chain_id}: --validation-registry")
@@ -107,7 +104,7 @@ def validator(rpc: str | None, chain_id: int | None, identity_registry: str | No
         account=account_of(VALIDATOR_KEY),
         policy=replace(chosen, allow_simulated=chosen.allow_simulated or allow_simulated),
         allow_private=allow_private or where.local,
-        evidence=None if evidence_dir is None or evidence_url is None else (evidence_dir, evidence_url),
+        publisher=publisher,
         once=once or dry_run,
         dry_run=dry_run,
         **more,
@@ -128,7 +125,7 @@ async def _validate(work: _Work) -> int:
         validator = Validator(
             ValidationWriter(reader, sender),
             Judge(work.policy, chain, where.chain_id, allow_private=work.allow_private),
-            InlineArchive() if work.evidence is None else DirectoryArchive(*work.evidence),
+            work.publisher,
             journal,
             confirmations=work.confirmations,
             agents=work.agents or None,

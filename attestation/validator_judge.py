@@ -25,10 +25,11 @@ from attestation.keyset import ALGO_PAYMENT, parse_keyset
 from attestation.onchain import AgentReference
 from attestation.payment_proof import address_of
 from attestation.policy import Policy
+from attestation.publishing import content_hash
 from attestation.registry.canonical import is_valueless
 from attestation.registry.validation import MAX_RESPONSE, Request
 from attestation.tls import unauthenticated_context
-from attestation.validation import MAX_REQUEST_BYTES, KeyInQuestion, content_hash, parse_request
+from attestation.validation import MAX_REQUEST_BYTES, KeyInQuestion, parse_request
 from attestation.verdict import Result, Status, Verdict
 from attestation.verifier import Verifier
 

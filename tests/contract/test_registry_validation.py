@@ -9,6 +9,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
 from attestation.fetch import data_content
+from attestation.publishing import content_hash
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.errors import NoContractError, RegistryError, RevertedError
 from attestation.registry.rpc import checksum
@@ -19,7 +20,6 @@ from attestation.validation import (
     KeyInQuestion,
     Standing,
     build_request,
-    content_hash,
     inline_key,
     request_validation,
     standing,

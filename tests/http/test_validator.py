@@ -21,14 +21,15 @@ from attestation.errors import MalformedError
 from attestation.fetch import data_content, data_uri
 from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Record
 from attestation.policy import Policy
+from attestation.publishing import Publisher, content_hash
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.errors import NonceTakenError
 from attestation.registry.sender import Sender
 from attestation.registry.validation import Request, ValidationReader, ValidationWriter
 from attestation.registry.view import ChainReader
 from attestation.registry.writer import IdentityWriter
-from attestation.validation import KeyInQuestion, build_request, content_hash, draw_salt, request_validation
-from attestation.validator import DirectoryArchive, InlineArchive, Journal, Round, Status, Validator
+from attestation.validation import KeyInQuestion, build_request, draw_salt, request_validation
+from attestation.validator import Journal, Round, Status, Validator
 from attestation.validator_judge import Judge
 from service.localchain.deploy import Deployer
 from tests.e2e.stack import until
@@ -78,7 +79,7 @@ class Bench:
         )
         writer = ValidationWriter(self.reader, Sender(self.reader.chain, self.account))
         journal = Journal.read(self.directory / "journal.json", f"{self.reader.address}:{self.address}")
-        more.setdefault("archive", InlineArchive())
+        more.setdefault("publisher", Publisher())
         return Validator(writer, judge, journal=journal, clock=self.clock, **more)
 
     async def ask(self, document: bytes, uri: str | None = None, *, agent_id: int = 0) -> str:
@@ -193,8 +194,8 @@ async def test_the_answer_carries_evidence_whose_hash_is_on_the_chain(bench: Ben
 
 async def test_evidence_kept_in_a_directory_holds_what_the_verdict_rests_on(bench: Bench) -> None:
     asked = await request_validation(bench.asking, bench.address, bench.key)
-    archive = DirectoryArchive(bench.directory / "evidence", "https://validator.example/evidence/")
-    await bench.validator(archive=archive).round()
+    publisher = Publisher((bench.directory / "evidence", "https://validator.example/evidence/"))
+    await bench.validator(publisher=publisher).round()
     answer = await bench.reader.answer(bench.address, asked.request_hash)
     assert answer is not None
     (file,) = (bench.directory / "evidence").iterdir()
@@ -392,9 +393,9 @@ async def test_a_request_is_answered_once_whatever_became_of_the_journal(bench: 
 
 async def test_two_validators_with_one_account_answer_once(bench: Bench) -> None:
     await request_validation(bench.asking, bench.address, bench.key)
-    elsewhere = DirectoryArchive(bench.directory / "evidence", "https://validator.example/evidence")
+    elsewhere = Publisher((bench.directory / "evidence", "https://validator.example/evidence"))
     rounds = await asyncio.gather(
-        bench.validator().round(), bench.validator(archive=elsewhere).round(), return_exceptions=True
+        bench.validator().round(), bench.validator(publisher=elsewhere).round(), return_exceptions=True
     )
     done = [one.outcomes for one in rounds if isinstance(one, Round)]
     assert sum(map(len, done)) == 1

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from attestation.digest import jcs
 from attestation.errors import MalformedError
 from attestation.onchain import AgentReference
-from attestation.validation import KeyInQuestion, build_request, content_hash, draw_salt, parse_request
+from attestation.publishing import content_hash
+from attestation.validation import KeyInQuestion, build_request, draw_salt, parse_request
 
 KEY = KeyInQuestion(
     agent=AgentReference(84532, "0x" + "8a" * 20, 0),
