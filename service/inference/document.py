@@ -28,6 +28,9 @@ _UNSPACED: Final = re.compile(
 )
 _WORD: Final = re.compile(r"\w+(?:['’\-]\w+)*")
 
+_SUSPECT: Final = re.compile(r"[^ -~\t\n\r]")
+"""Characters that have to be looked at one by one; the others are text whatever stands around them."""
+
 # What chat templates put between turns. A model server reads these in a document as the end of the document.
 _TURN_MARKS: Final = re.compile(
     r"<\|[^<>|\s]{1,64}\|>|<\uff5c[^<>\n]{1,64}\uff5c>|</?s>|\[/?INST\]|<</?SYS>>"
@@ -103,7 +106,7 @@ def check_document(document: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> None:
         raise DocumentTooLarge(max_bytes, size)
     if not document.strip():
         raise EmptyDocument
-    unreadable = sum(map(_is_unreadable, document))
+    unreadable = sum(map(_is_unreadable, _SUSPECT.findall(document)))
     if unreadable > len(document) * _MAX_UNREADABLE:
         raise NotText("document is not text: too many of its characters are control or undefined characters")
     words = count_words(document)
@@ -122,7 +125,7 @@ def prepare(document: str) -> str:
     end of a turn are broken by a space. Nothing else changes.
     """
     text = document.replace("\r\n", "\n").replace("\r", "\n")
-    text = "".join(character for character in text if not _is_unreadable(character)).strip()
+    text = _SUSPECT.sub(lambda found: "" if _is_unreadable(found[0]) else found[0], text).strip()
     return _TURN_MARKS.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
 
 

@@ -7,6 +7,7 @@ told the name. A guess that is not clear is no guess.
 import re
 import unicodedata
 from collections import Counter
+from itertools import chain
 from typing import Final
 
 _SCRIPTS: Final = (
@@ -54,21 +55,32 @@ _MIN_WORDS: Final = 4
 _MIN_LEAD: Final = 1.25
 """How far ahead of the next language the best one must be; Danish and Norwegian share most of theirs."""
 
-_WORDS: Final = {code: frozenset(words.split()) for code, words in _COMMON_WORDS.items()}
+_LANGUAGES_OF: Final = {
+    word: tuple(code for code, words in _COMMON_WORDS.items() if word in words.split())
+    for word in " ".join(_COMMON_WORDS.values()).split()
+}
+"""Each common word with the languages that it is common in."""
+
+_BASIC_LETTERS: Final = re.compile("[A-Za-z]+")
+_OTHER: Final = re.compile(r"[^\x00-\x7f]")
 
 
 def guess_language(text: str) -> str | None:
     """The ISO 639-1 code of the language `text` is most likely in, or None when that is not clear."""
     sample = text[:_SAMPLE_CHARACTERS]
-    letters = [character for character in sample if character.isalpha()]
+    basic = sum(map(len, _BASIC_LETTERS.findall(sample)))
+    others = [character for character in _OTHER.findall(sample) if character.isalpha()]
+    letters = basic + len(others)
     if not letters:
         return None
-    scripts = Counter(unicodedata.name(character, "").split(" ")[0].split("-")[0] for character in letters)
-    latin = scripts.pop("LATIN", 0)
-    if latin < len(letters) / 2:
-        return _by_script(sample, scripts, len(letters))
+    scripts = Counter(unicodedata.name(character, "").split(" ")[0].split("-")[0] for character in others)
+    latin = basic + scripts.pop("LATIN", 0)
+    if latin < letters / 2:
+        return _by_script(sample, scripts, letters)
     words = [word.casefold() for word in _WORD.findall(sample)]
-    scores = Counter({code: sum(word in known for word in words) for code, known in _WORDS.items()})
+    common = chain.from_iterable(_LANGUAGES_OF.get(word, ()) for word in words)
+    scores = Counter(dict.fromkeys(_COMMON_WORDS, 0))
+    scores.update(common)
     (best, score), (_, second) = scores.most_common(2)
     clear = score >= _MIN_WORDS and score >= len(words) * _MIN_SHARE and score >= second * _MIN_LEAD
     return best if clear else None
