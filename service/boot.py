@@ -25,8 +25,7 @@ from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.publication import Desired, Publication, ensure_agent, publish, publish_key
 from attestation.registry.records import SECOND_SLOT, KeyRecord, key_name, parse_key
 from attestation.registry.registration import AgentReference as RegistrationEntry
-from attestation.registry.registration import Description, build_registration
-from attestation.registry.registration import Service as RegistrationService
+from attestation.registry.registration import Description, build_registration, services_at
 from attestation.registry.writer import IdentityWriter
 from service.app import Service
 from service.build import compute_manifest
@@ -184,8 +183,8 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
 def registration_file(settings: Settings, agent: AgentReference, *, hardware_attested: bool) -> dict[str, Any]:
     """The agent's ERC-8004 registration file, as served and as its URI points at."""
     return build_registration(
-        Description(settings.agent_name, settings.agent_description),
-        services=[RegistrationService(name="web", endpoint=f"{settings.origin}/v1/summarize")],
+        Description(settings.agent_name, settings.agent_description, settings.origin + ICON_PATH),
+        services=services_at(settings.origin, paid=[SUMMARIZE_PATH], page=PAGE_PATH),
         registrations=[RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
         hardware_attested=hardware_attested,
     )
