@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from attestation.enclave import Enclave
 from service.call import PaidCalls
 from service.credentials import Identity, Keyholder
-from service.http import aci, health, problems, summarize, well_known
+from service.http import aci, agent, health, problems, summarize, well_known
 from service.http.signing import SigningMiddleware
 from service.inference.admission import Admission
 from service.inference.backend import Backend
@@ -75,8 +75,9 @@ def create_app(service: Service) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.service = service
+    app.state.explorer = agent.Explorer(service.settings, clock=service.clock)
     problems.install(app)
-    for resource in (summarize, aci, well_known, health):
+    for resource in (summarize, aci, agent, well_known, health):
         app.include_router(resource.router)
     app.add_middleware(
         CORSMiddleware,

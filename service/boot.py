@@ -31,6 +31,7 @@ from service.app import Service
 from service.build import compute_manifest
 from service.call import PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
+from service.http import paths
 from service.inference.admission import Admission
 from service.inference.backends import BackendOptions, open_backend
 from service.inference.summary import Summarizer
@@ -44,8 +45,6 @@ from service.payment.remote import RemoteFacilitator
 from service.readiness import Readiness
 from service.rotation import PublishKey, Rotation, rotation_lead
 from service.settings import Settings
-
-REGISTRATION_PATH: Final = "/.well-known/agent-registration.json"
 
 SETTLEMENT_SECONDS: Final = 60
 """What an authorization must leave for its settlement, on top of the time the answer may take."""
@@ -183,8 +182,8 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
 def registration_file(settings: Settings, agent: AgentReference, *, hardware_attested: bool) -> dict[str, Any]:
     """The agent's ERC-8004 registration file, as served and as its URI points at."""
     return build_registration(
-        Description(settings.agent_name, settings.agent_description, settings.origin + ICON_PATH),
-        services=services_at(settings.origin, paid=[SUMMARIZE_PATH], page=PAGE_PATH),
+        Description(settings.agent_name, settings.agent_description, settings.origin + paths.AGENT_ICON),
+        services=services_at(settings.origin, paid=[paths.SUMMARIZE], page=paths.AGENT_PAGE),
         registrations=[RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
         hardware_attested=hardware_attested,
     )
@@ -200,7 +199,7 @@ async def _register(
     now: int,
 ) -> tuple[AgentReference, Keyset]:
     """Finds or mints the agent, makes the keyset that names it, and publishes both records."""
-    uri = settings.origin + REGISTRATION_PATH
+    uri = settings.origin + paths.REGISTRATION
     async with _registry(settings) as reader:
         writer = IdentityWriter(reader, operator)
         found: Publication = await ensure_agent(

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from attestation.digest import digest
 from service.call import Produced
+from service.http import paths
 from service.http.body import json_object, read_body
 from service.http.paid import Sale, no_answer, sell
 from service.http.problems import Problem
@@ -98,7 +99,7 @@ _PROBLEM: Final[dict[str, Any]] = {
 
 
 @router.post(
-    "/v1/summarize",
+    paths.SUMMARIZE,
     response_model=Summary,
     responses={
         402: {

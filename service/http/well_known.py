@@ -7,12 +7,13 @@ from starlette.responses import JSONResponse
 from attestation.http_signature import DIRECTORY_PATH, key_directory
 from attestation.keyset import ALGO_HTTP
 from attestation.manifest import PATH as MANIFEST_PATH
+from service.http import paths
 from service.http.state import service_of
 
 router = APIRouter(tags=["identity"])
 
 
-@router.get("/.well-known/agent-registration.json")
+@router.get(paths.REGISTRATION)
 async def agent_registration(request: Request) -> JSONResponse:
     """The agent's ERC-8004 registration file; served here, it proves that the agent controls this domain."""
     return JSONResponse(dict(service_of(request).registration))
