@@ -2,17 +2,14 @@
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
 import httpx
-from eth_account import Account
-from eth_account.signers.local import LocalAccount
 
 from attestation.errors import MalformedError, TollsealError
 from attestation.html_report import render
@@ -20,11 +17,6 @@ from attestation.policy import Policy
 from attestation.policy_file import load_policy
 from attestation.terminal import console, print_verdict, printable
 from attestation.verdict import Verdict
-
-BUYER_KEY: Final = "TOLLSEAL_BUYER_KEY"
-OPERATOR_KEY: Final = "TOLLSEAL_OPERATOR_KEY"
-VALIDATOR_KEY: Final = "TOLLSEAL_VALIDATOR_KEY"
-"""Environment variables that hold private keys."""
 
 
 def http_url(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
@@ -73,23 +65,6 @@ html_option = click.option(
     metavar="FILE",
     help="Also write a page that draws the chain of proof.",
 )
-
-
-def account_of(variable: str) -> LocalAccount:
-    """The account whose private key is in an environment variable; a key is never an argument.
-
-    Raises:
-        click.UsageError: there is none.
-    """
-    key = os.environ.get(variable)
-    if not key:
-        raise click.UsageError(f"set {variable} to the private key of the account (0x and 64 hex digits)")
-    try:
-        account: LocalAccount = Account.from_key(key)
-    except Exception:
-        # The library's message may quote the key.
-        raise click.UsageError(f"{variable} is not a private key (0x and 64 hex digits)") from None
-    return account
 
 
 def show_verdict(verdict: Verdict, *, as_json: bool, html: Path | None = None) -> None:

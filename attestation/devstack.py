@@ -3,9 +3,7 @@
 A buyer on the same machine may take the chain's node and the token from there: the file is the buyer's own.
 """
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -43,19 +41,15 @@ class DevStack:
         return cls(**document)
 
 
-def local_stack(url: str) -> DevStack | None:
-    """The running local stack that serves `url`, if one describes itself in this directory, above it, or in the
-    directory that holds the virtual environment."""
-    return next((stack for stack in _stacks() if stack.url.rstrip("/") == url.rstrip("/")), None)
-
-
-def local_chain(rpc: str | None) -> DevStack | None:
-    """The running local stack with the node at `rpc`, or any when that is None; looked for like `local_stack`."""
-    return next((stack for stack in _stacks() if rpc is None or stack.rpc.rstrip("/") == rpc.rstrip("/")), None)
-
-
-def _stacks() -> Iterator[DevStack]:
+def local_stack(url: str | None = None) -> DevStack | None:
+    """The running local stack, or the one that serves `url`, if one describes itself in this directory, above it, or in
+    the directory that holds the virtual environment."""
     here = Path.cwd()
     for directory in (here, *here.parents, Path(sys.prefix).parent):
-        with contextlib.suppress(TollsealError, OSError, TypeError):
-            yield DevStack.read(directory / FILE)
+        try:
+            stack = DevStack.read(directory / FILE)
+        except (TollsealError, OSError, TypeError):
+            continue
+        if url is None or stack.url.rstrip("/") == url.rstrip("/"):
+            return stack
+    return None

@@ -4,14 +4,18 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from attestation import report
+from attestation.account import open_signer
+from attestation.agent_change import plan_json, show_plan
+from attestation.agent_inspect import allow_private_option
+from attestation.agent_options import Change, signing_options
 from attestation.bundle import parse_bundle
-from attestation.commands import BUYER_KEY, account_of, json_option, print_json, rpc_option, run
-from attestation.devstack import local_chain
+from attestation.commands import json_option, print_json, rpc_option, run
+from attestation.devstack import local_stack
 from attestation.encoding import address
 from attestation.errors import MalformedError, TollsealError
 from attestation.feedback import MAX_FEEDBACK_BYTES, Score, build_feedback, parse_feedback, parse_score
@@ -23,11 +27,12 @@ from attestation.purchase import parse_payment
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.payments import PaymentReader
 from attestation.registry.reputation import ReputationReader, ReputationWriter, decimal_text
-from attestation.registry.sender import Sender
+from attestation.registry.sender import Planned, Sender
+from attestation.registry.signer import Signer
 from attestation.registry_options import (
     Place,
     agent_argument,
-    dry_run_option,
+    change_as,
     from_block_option,
     place,
     publisher_options,
@@ -35,6 +40,8 @@ from attestation.registry_options import (
 )
 from attestation.spending import KNOWN_ASSETS
 from attestation.terminal import console, print_fields, printable
+
+BUYER_KEY: Final = "TOLLSEAL_BUYER_KEY"
 
 
 @click.group()
@@ -59,11 +66,12 @@ def _score(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @rpc_option
 @reputation_option
 @from_block_option
-@dry_run_option
+@signing_options
 @json_option
-def give(bundle: Any, score: Score, tags: tuple[str, ...], publisher: Publisher, rpc: str | None,
-         reputation_registry: str | None, from_block: int, dry_run: bool, as_json: bool,
-         ) -> None:  # fmt: skip
+@click.pass_context
+def give(context: click.Context, /, bundle: Any, score: Score, tags: tuple[str, ...], publisher: Publisher,
+         rpc: str | None, reputation_registry: str | None, from_block: int, as_json: bool,
+         **_: Any) -> None:  # fmt: skip
     """Rate the agent that a saved BUNDLE was bought from.
 
     The rating points at a file with the proof of payment, and nothing of the document or the answer. Without
@@ -72,20 +80,21 @@ def give(bundle: Any, score: Score, tags: tuple[str, ...], publisher: Publisher,
     """
     if len(tags) > 2:
         raise click.UsageError("at most two tags")
-    account = account_of(BUYER_KEY)
+    change = change_as(context, BUYER_KEY)
 
     async def work() -> int:
         purchase = parse_bundle(bundle.read())
         payer, agent = parse_payment(purchase.answer).payer, report.agent_of(purchase.attestation)
-        if account.address.lower() != payer:
+        signer = await open_signer(change.keys)
+        if signer.address != payer:
             raise TollsealError(
-                f"{payer} paid for this, and {account.address.lower()} would rate it: the rating would not count"
+                f"{payer} paid for this, and {signer.address} would rate it: the rating would not count"
             )
         first, second = (*tags, "", "")[:2]
         document = build_feedback(purchase, score, tags=(first, second), now=int(time.time()))
         where = place(rpc, agent.chain_id, identity=agent.registry, reputation=reputation_registry)
         async with IdentityReader(where.rpc, where.chain_id, where.identity, from_block=from_block) as identity:
-            writer = ReputationWriter(ReputationReader(identity, _known(where)), Sender(identity.chain, account))
+            writer = _writer(identity, where, signer, change)
             await _refuse_second(writer, agent, document)
             uri = publisher.uri(document)
             rating: dict[str, Any] = {
@@ -94,29 +103,39 @@ def give(bundle: Any, score: Score, tags: tuple[str, ...], publisher: Publisher,
                 "uri": uri,
                 "content_hash": content_hash(document),
             }
-            transaction, gas = None, None
-            if dry_run:
+            if change.dry_run:
                 call = await writer.give_call(agent.agent_id, score.value, score.decimals, **rating)
-                gas = (await writer.sender.plan(call, "rating the agent")).gas
-            else:
-                publisher.publish(document)
-                sent = await writer.give(agent.agent_id, score.value, score.decimals, **rating)
-                transaction, gas = sent.transaction, sent.gas_used
+                _show_plan(await writer.sender.plan(call, "rating the agent"), change, as_json=as_json)
+                return 0
+            publisher.publish(document)
+            sent = await writer.give(agent.agent_id, score.value, score.decimals, **rating)
         told = {
             "agent": str(agent),
             "score": decimal_text(score.value, score.decimals),
-            "file": f"on the chain, {len(document)} bytes" if publisher.inline else uri,
             "hash": rating["content_hash"],
-            "transaction": transaction or "none, this was a dry run",
-            "gas": str(gas),
+            "transaction": sent.transaction,
         }
         if as_json:
-            print_json({**told, "uri": uri, "transaction": transaction, "gas": gas, "dry_run": dry_run})
+            print_json({**told, "uri": uri, "gas_used": sent.gas_used, "dry_run": False})
         else:
-            print_fields(console(), told.items())
+            place_ = f"on the chain, {len(document)} bytes" if publisher.inline else uri
+            print_fields(console(), [*told.items(), ("file", place_), ("gas", f"{sent.gas_used:,}")])
         return 0
 
     run(work(), as_json=as_json)
+
+
+def _writer(identity: IdentityReader, where: Place, signer: Signer, change: Change) -> ReputationWriter:
+    sender = Sender(identity.chain, signer, fees=change.fees, confirmations=change.confirmations)
+    return ReputationWriter(ReputationReader(identity, _known(where)), sender)
+
+
+def _show_plan(planned: Planned, change: Change, *, as_json: bool) -> None:
+    plan = plan_json((planned,), change.eth_price)
+    if as_json:
+        print_json({"dry_run": True, "transaction": None, **plan})
+    else:
+        show_plan(plan)
 
 
 async def _refuse_second(writer: ReputationWriter, agent: AgentReference, document: bytes) -> None:
@@ -148,16 +167,22 @@ def _nonce(document: bytes) -> str | None:
 @rpc_option
 @reputation_option
 @from_block_option
+@signing_options
 @json_option
-def revoke(agent: AgentReference, index: int, rpc: str | None, reputation_registry: str | None, from_block: int,
-           as_json: bool) -> None:  # fmt: skip
+@click.pass_context
+def revoke(context: click.Context, /, agent: AgentReference, index: int, rpc: str | None,
+           reputation_registry: str | None, from_block: int, as_json: bool, **_: Any) -> None:  # fmt: skip
     """Take back the rating of AGENT that this account gave as its INDEX-th; the key comes from TOLLSEAL_BUYER_KEY."""
-    account = account_of(BUYER_KEY)
+    change = change_as(context, BUYER_KEY)
     where = place(rpc, agent.chain_id, identity=agent.registry, reputation=reputation_registry)
 
     async def work() -> int:
         async with IdentityReader(where.rpc, where.chain_id, where.identity, from_block=from_block) as identity:
-            writer = ReputationWriter(ReputationReader(identity, _known(where)), Sender(identity.chain, account))
+            writer = _writer(identity, where, await open_signer(change.keys), change)
+            if change.dry_run:
+                call = await writer.revoke_call(agent.agent_id, index)
+                _show_plan(await writer.sender.plan(call, "revoking a rating"), change, as_json=as_json)
+                return 0
             sent = await writer.revoke(agent.agent_id, index)
         if as_json:
             print_json({"transaction": sent.transaction, "gas": sent.gas_used})
@@ -197,9 +222,6 @@ payment_rpc_option = click.option(
     "--payment-rpc", "nodes", multiple=True, callback=_nodes, metavar="CHAIN=URL",
     help="Node of another chain on which payments were made; may be repeated.",
 )  # fmt: skip
-private_option = click.option(
-    "--allow-private", is_flag=True, help="Also fetch files from private addresses, for a chain on this machine."
-)
 
 
 @feedback.command("list")
@@ -209,7 +231,7 @@ private_option = click.option(
 @from_block_option
 @asset_option
 @payment_rpc_option
-@private_option
+@allow_private_option
 @json_option
 def list_(agent: AgentReference, as_json: bool, **how: Any) -> None:
     """Show the ratings of AGENT, which of them were paid for, and why the others were not.
@@ -241,7 +263,7 @@ def list_(agent: AgentReference, as_json: bool, **how: Any) -> None:
 @from_block_option
 @asset_option
 @payment_rpc_option
-@private_option
+@allow_private_option
 @json_option
 def summary(agent: AgentReference, tag: str | None, as_json: bool, **how: Any) -> None:
     """Show what the ratings of AGENT come to: all of them, and beside them those that were paid for."""
@@ -276,7 +298,7 @@ async def _checker(
     where = place(rpc, agent.chain_id, identity=agent.registry, reputation=reputation_registry)
     limits = FetchLimits(max_bytes=MAX_FEEDBACK_BYTES, allow_private=allow_private or where.local)
     known = {(int(one.network.removeprefix("eip155:")), one.address) for one in KNOWN_ASSETS}
-    stack = local_chain(where.rpc) if where.local else None
+    stack = local_stack() if where.local else None
     if stack is not None:
         known.add((stack.chain_id, stack.token.lower()))
     async with AsyncExitStack() as resources:

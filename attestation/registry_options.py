@@ -1,25 +1,20 @@
 """What commands about agents share: which agent, on which chain, in which registries."""
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import click
 
+from attestation.agent_options import Change, F, address_callback, chain_id_of, change_of, parse_agent
 from attestation.commands import http_url
-from attestation.devstack import local_chain
-from attestation.encoding import address
+from attestation.devstack import local_stack
 from attestation.errors import MalformedError
 from attestation.onchain import AgentReference
 from attestation.publishing import Publisher
 from attestation.registry.canonical import registries
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-_AGENT: Final = re.compile(r"(?:agent:|eip155:)?([1-9][0-9]*):(0x[0-9a-fA-F]{40}):([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +31,36 @@ class Place:
 
 
 def agent_argument(_context: click.Context, _parameter: click.Parameter, value: str) -> AgentReference:
-    """An agent from ``<chain id>:<identity registry>:<agent id>``, with or without ``agent:`` or ``eip155:`` before."""
-    match = _AGENT.fullmatch(value)
-    if match is None:
-        raise click.BadParameter("must be <chain id>:<identity registry>:<agent id>, such as 84532:0x8004...:0")
+    """For arguments that are agents: with their chain and registry."""
     try:
-        return AgentReference.parse(f"eip155:{match[1]}:{match[2].lower()}:{match[3]}")
+        found = parse_agent(value)
     except MalformedError as error:
         raise click.BadParameter(str(error)) from error
+    if isinstance(found, int):
+        raise click.BadParameter("must be agent:<chain>:<registry>:<id>, such as agent:84532:0x8004...:0")
+    return found
 
 
-def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    try:
-        return None if value is None else address(value, "it")
-    except MalformedError as error:
-        raise click.BadParameter(str(error)) from error
+def _network(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else chain_id_of(value)
 
 
-def address_option(name: str, text: str, *, required: bool = False) -> Callable[[_F], _F]:
-    """An option that takes an address, in any spelling of its case."""
-    return click.option(name, metavar="ADDRESS", callback=_address, required=required, help=text)
+def change_as(context: click.Context, key_env: str) -> Change:
+    """How a change is to be made, with the key in the variable `key_env` unless another account is named."""
+    change = change_of(context)
+    named = [context.params[name] for name in ("key_env", "keystore", "signer")]
+    return change if any(named) else replace(change, keys=replace(change.keys, env=key_env))
 
 
-identity_option = address_option("--identity-registry", "Instead of the chain's canonical identity registry.")
-validation_option = address_option("--validation-registry", "Instead of the chain's canonical validation registry.")
-reputation_option = address_option("--reputation-registry", "Instead of the chain's canonical reputation registry.")
-chain_option = click.option(
-    "--chain", "chain_id", type=click.IntRange(min=1), metavar="ID", help="The chain's id, such as 8453 for Base."
+def _address_option(name: str, text: str) -> Callable[[F], F]:
+    return click.option(name, metavar="ADDRESS", callback=address_callback, help=text)
+
+
+identity_option = _address_option("--registry", "The identity registry; the chain's canonical one by default.")
+validation_option = _address_option("--validation-registry", "The validation registry; the canonical one by default.")
+reputation_option = _address_option("--reputation-registry", "The reputation registry; the canonical one by default.")
+network_option = click.option(
+    "--network", metavar="CAIP2", callback=_network, help="The chain, such as eip155:8453; a local stack's by default."
 )
 from_block_option = click.option(
     "--from-block",
@@ -71,7 +69,6 @@ from_block_option = click.option(
     metavar="N",
     help="First block whose events matter, where a node serves few blocks at a time.",
 )
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be sent and what it costs; send nothing.")
 
 
 def publisher_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,9 +100,11 @@ def place(
     Raises:
         click.UsageError: no node, no chain or no identity registry is known.
     """
-    stack = local_chain(rpc)
+    stack = local_stack()
     if stack is not None and (
-        chain_id not in (None, stack.chain_id) or identity not in (None, stack.identity_registry.lower())
+        (rpc or stack.rpc).rstrip("/") != stack.rpc.rstrip("/")
+        or chain_id not in (None, stack.chain_id)
+        or identity not in (None, stack.identity_registry.lower())
     ):
         stack = None
     rpc = rpc or (stack.rpc if stack else None)
@@ -113,7 +112,7 @@ def place(
     if rpc is None:
         raise click.UsageError("name a node of the chain with --rpc")
     if chain_id is None:
-        raise click.UsageError("name the chain with --chain")
+        raise click.UsageError("name the chain with --network")
     known = registries(chain_id)
     if stack is not None:
         identity = stack.identity_registry.lower()
@@ -123,5 +122,5 @@ def place(
         identity = known.identity
         reputation, validation = reputation or known.reputation, validation or known.validation
     if identity is None:
-        raise click.UsageError(f"no identity registry is known on chain {chain_id}: name it with --identity-registry")
+        raise click.UsageError(f"no identity registry is known on chain {chain_id}: name it with --registry")
     return Place(rpc, chain_id, identity, reputation, validation, local=stack is not None)

@@ -7,9 +7,12 @@ import click
 import httpx
 
 from attestation import report
+from attestation.account import open_signer
+from attestation.agent_change import plan_json, show_plan
+from attestation.agent_options import Change, address_callback, change_of, signing_options
 from attestation.bundle import parse_bundle
 from attestation.checker import ServiceChecker
-from attestation.commands import OPERATOR_KEY, account_of, http_url, json_option, print_json, rpc_option, run
+from attestation.commands import http_url, json_option, print_json, rpc_option, run
 from attestation.devstack import local_stack
 from attestation.encoding import address
 from attestation.errors import MalformedError, TollsealError
@@ -24,9 +27,7 @@ from attestation.registry.sender import Sender
 from attestation.registry.validation import Validation, ValidationReader, ValidationWriter
 from attestation.registry_options import (
     Place,
-    address_option,
     agent_argument,
-    dry_run_option,
     from_block_option,
     place,
     publisher_options,
@@ -49,7 +50,7 @@ def validation() -> None:
 
 
 @validation.command("request")
-@address_option("--validator", "Whom to ask.", required=True)
+@click.option("--validator", metavar="ADDRESS", callback=address_callback, required=True, help="Whom to ask.")
 @click.option("--url", callback=http_url, help="The service whose present key is to be checked; it is asked itself.")
 @click.option(
     "--bundle", type=click.File("rb"), help="A purchase under the key, in place of --url. Validators read it."
@@ -58,20 +59,22 @@ def validation() -> None:
 @rpc_option
 @validation_option
 @from_block_option
-@dry_run_option
+@signing_options
 @json_option
-def request(validator: str, url: str | None, bundle: Any, publisher: Publisher,
-            rpc: str | None, validation_registry: str | None, from_block: int, dry_run: bool, as_json: bool,
-            ) -> None:  # fmt: skip
+@click.pass_context
+def request(context: click.Context, /, validator: str, url: str | None, bundle: Any, publisher: Publisher,
+            rpc: str | None, validation_registry: str | None, from_block: int, as_json: bool,
+            **_: Any) -> None:  # fmt: skip
     """Ask a validator to check a key, once for every key and validator.
 
-    The account that asks must own or operate the agent; its key comes from TOLLSEAL_OPERATOR_KEY.
+    The account that asks must own or operate the agent; its key comes from TOLLSEAL_AGENT_KEY by
+    default.
     """
     if (url is None) == (bundle is None):
         raise click.UsageError("name either --url or --bundle")
     if bundle is not None and publisher.inline:
         raise click.UsageError("a bundle is too large for the chain: --document-dir and --document-url")
-    account = account_of(OPERATOR_KEY)
+    change = change_of(context)
     stack = local_stack(url) if url else None
     rpc = rpc or (stack.rpc if stack else None)
 
@@ -80,9 +83,10 @@ def request(validator: str, url: str | None, bundle: Any, publisher: Publisher,
         where = place(rpc, key.agent.chain_id, identity=key.agent.registry, validation=validation_registry)
         async with IdentityReader(where.rpc, where.chain_id, where.identity, from_block=from_block) as identity:
             reader = ValidationReader(identity, _known(where))
-            writer = ValidationWriter(reader, Sender(identity.chain, account))
-            return await _request(writer, validator, key, publisher, where,
-                                  dry_run=dry_run, as_json=as_json)  # fmt: skip
+            sender = Sender(identity.chain, await open_signer(change.keys), fees=change.fees,
+                            confirmations=change.confirmations)  # fmt: skip
+            return await _request(ValidationWriter(reader, sender), validator, key, publisher, where, change,
+                                  as_json=as_json)  # fmt: skip
 
     run(work(), as_json=as_json)
 
@@ -93,39 +97,29 @@ async def _request(
     key: KeyInQuestion,
     publisher: Publisher,
     where: Place,
+    change: Change,
     *,
-    dry_run: bool,
     as_json: bool,
 ) -> int:
     if not await writer.reader.deployed():
         return _absent(where, as_json=as_json)
-    gas: int | None = None
-    if dry_run:
+    told = {"agent": str(key.agent), "keyset_digest": key.keyset_digest, "validator": validator}
+    if change.dry_run:
         document = build_request(key, salt=draw_salt())
-        request_hash, transaction = content_hash(document), None
-        call = await writer.request_call(validator, key.agent.agent_id, publisher.uri(document), request_hash)
-        gas = (await writer.sender.plan(call, "asking for a validation")).gas
-    else:
-        asked = await request_validation(writer, validator, key, publisher=publisher)
-        request_hash, transaction = asked.request_hash, asked.transaction
-    document_json = {
-        "agent": str(key.agent),
-        "keyset_digest": key.keyset_digest,
-        "validator": validator,
-        "request_hash": request_hash,
-        "transaction": transaction,
-        "gas": gas,
-        "dry_run": dry_run,
-    }
-    if as_json:
-        print_json(document_json)
+        call = await writer.request_call(validator, key.agent.agent_id, publisher.uri(document), content_hash(document))
+        plan = plan_json((await writer.sender.plan(call, "asking for a validation"),), change.eth_price)
+        if as_json:
+            print_json({**told, "dry_run": True, **plan})
+        else:
+            show_plan(plan)
         return 0
-    done = f"would be asked, {gas} gas" if dry_run else transaction or "was asked before, nothing was sent"
-    print_fields(
-        console(),
-        [("agent", str(key.agent)), ("key", key.keyset_digest), ("validator", validator), ("request", request_hash),
-         ("transaction", done)],
-    )  # fmt: skip
+    asked = await request_validation(writer, validator, key, publisher=publisher)
+    told |= {"request_hash": asked.request_hash}
+    if as_json:
+        print_json({**told, "dry_run": False, "transaction": asked.transaction})
+    else:
+        sent = asked.transaction or "none: it was asked before"
+        print_fields(console(), [*told.items(), ("transaction", sent)])
     return 0
 
 

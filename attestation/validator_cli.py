@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from eth_account.signers.local import LocalAccount
 
+from attestation.account import open_signer
+from attestation.agent_options import Change, signing_options
 from attestation.commands import (
-    VALIDATOR_KEY,
-    account_of,
     allow_simulated_option,
     complain,
     json_option,
@@ -30,10 +29,10 @@ from attestation.registry.validation import ValidationReader, ValidationWriter
 from attestation.registry.view import ChainReader
 from attestation.registry_options import (
     Place,
-    chain_option,
-    dry_run_option,
+    change_as,
     from_block_option,
     identity_option,
+    network_option,
     place,
     publisher_options,
     validation_option,
@@ -42,6 +41,7 @@ from attestation.terminal import console, printable
 from attestation.validator import Journal, Outcome, Round, Validator
 from attestation.validator_judge import Judge
 
+VALIDATOR_KEY: Final = "TOLLSEAL_VALIDATOR_KEY"
 JOURNALS: Final = Path.home() / ".cache" / "tollseal" / "validator"
 MAX_PAUSE_SECONDS: Final = 300
 
@@ -51,28 +51,24 @@ class _Work:
     """Everything that the command was told."""
 
     place: Place
-    account: LocalAccount
+    change: Change
     policy: Policy
     agents: tuple[int, ...]
-    confirmations: int
     from_block: int
     allow_private: bool
     publisher: Publisher
     journal: Path | None
     every: int
     once: bool
-    dry_run: bool
     as_json: bool
 
 
 @click.command()
 @rpc_option
-@chain_option
+@network_option
 @identity_option
 @validation_option
 @from_block_option
-@click.option("--confirmations", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
-              help="Blocks that must stand on a request, its own included.")  # fmt: skip
 @click.option("--agent", "agents", type=click.IntRange(min=0), multiple=True, metavar="ID",
               help="Answer for this agent only; may be repeated. Every answer costs gas.")  # fmt: skip
 @policy_option
@@ -84,30 +80,38 @@ class _Work:
 @click.option("--every", type=click.IntRange(min=1), default=15, show_default=True, metavar="SECONDS",
               help="How often to look.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Look once and end.")
-@dry_run_option
+@signing_options
 @json_option
-def validator(rpc: str | None, chain_id: int | None, identity_registry: str | None, validation_registry: str | None,
-              policy: Policy | None, allow_simulated: bool, allow_private: bool, publisher: Publisher,
-              once: bool, dry_run: bool, **more: Any) -> None:  # fmt: skip
+@click.pass_context
+def validator(context: click.Context, /, rpc: str | None, network: int | None, registry: str | None,
+              validation_registry: str | None, policy: Policy | None, allow_simulated: bool, allow_private: bool,
+              publisher: Publisher, once: bool, agents: tuple[int, ...], from_block: int, journal: Path | None,
+              every: int, as_json: bool, **_: Any) -> None:  # fmt: skip
     """Check every agent that asks this account for a validation (ERC-8004), and answer 100 or 0 on the chain.
 
     The key of the account comes from TOLLSEAL_VALIDATOR_KEY. An answer's tag names the TEE; a simulated enclave scores
     0, or 100 under the tag "simulated" where --allow-simulated was given and the chain carries nothing of value. What
     cannot be decided stays pending. Nothing is answered twice, however often this is stopped and started.
     """
-    where = place(rpc, chain_id, identity=identity_registry, validation=validation_registry)
+    where = place(rpc, network, identity=registry, validation=validation_registry)
     if where.validation is None:
-        raise click.UsageError(f"no validation registry is known on chain {where.chain_id}: --validation-registry")
+        raise click.UsageError(
+            f"no validation registry is known on chain {where.chain_id}: name it with --validation-registry"
+        )
     chosen = policy or Policy()
+    change = change_as(context, VALIDATOR_KEY)
     work = _Work(
         place=where,
-        account=account_of(VALIDATOR_KEY),
+        change=change,
         policy=replace(chosen, allow_simulated=chosen.allow_simulated or allow_simulated),
         allow_private=allow_private or where.local,
         publisher=publisher,
-        once=once or dry_run,
-        dry_run=dry_run,
-        **more,
+        once=once or change.dry_run,
+        agents=agents,
+        from_block=from_block,
+        journal=journal,
+        every=every,
+        as_json=as_json,
     )
     run(_validate(work), as_json=work.as_json)
 
@@ -116,7 +120,9 @@ async def _validate(work: _Work) -> int:
     where = work.place
     async with IdentityReader(where.rpc, where.chain_id, where.identity, from_block=work.from_block) as identity:
         reader = ValidationReader(identity, where.validation or "")
-        sender = Sender(identity.chain, work.account)
+        change = work.change
+        signer = await open_signer(change.keys)
+        sender = Sender(identity.chain, signer, fees=change.fees, confirmations=change.confirmations)
         subject = f"eip155:{where.chain_id}:{reader.address}:{sender.address}"
         path = work.journal or JOURNALS / f"{where.chain_id}-{reader.address}-{sender.address}.json"
         journal = Journal.read(path, subject)
@@ -127,13 +133,13 @@ async def _validate(work: _Work) -> int:
             Judge(work.policy, chain, where.chain_id, allow_private=work.allow_private),
             work.publisher,
             journal,
-            confirmations=work.confirmations,
+            confirmations=change.confirmations,
             agents=work.agents or None,
             progress=lambda words: progress.print(f"[dim]{printable(words)} ...[/dim]"),
         )
         with journal.alone():
             if work.once:
-                _show(await validator.round(dry_run=work.dry_run), work)
+                _show(await validator.round(dry_run=change.dry_run), work)
                 return 0
             progress.print(f"watching for requests to {sender.address} on chain {where.chain_id}", markup=False)
             return await _watch(validator, work)

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from attestation.enclave import Enclave
+from attestation.onchain import AgentReference
 from service.call import PaidCalls
 from service.credentials import Identity, Keyholder
 from service.http import aci, agent, health, problems, summarize, well_known
@@ -19,6 +20,7 @@ from service.inference.backend import Backend
 from service.inference.summary import Summarizer
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
+from service.publication import AgentPublication
 from service.readiness import Readiness
 from service.rotation import Rotation
 from service.settings import Settings
@@ -46,8 +48,11 @@ class Service:
     enclave: Enclave
     keyholder: Keyholder
     rotation: Rotation
+    publication: AgentPublication | None = None
+    """None where no chain stands behind the service."""
     manifest: Mapping[str, Any]
-    registration: Mapping[str, Any]
+    registration: Callable[[AgentReference | None], Mapping[str, Any]]
+    """The registration file of an agent."""
     backend: Backend
     summarizer: Summarizer
     admission: Admission

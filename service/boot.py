@@ -1,14 +1,16 @@
-"""From settings to a service that may sell: keys, weights, manifest, agent, evidence, in that order.
+"""From settings to a service: weights, manifest, payments, ledger, keys, agent, in that order.
 
-Anything that is not as it must be ends the start with a sentence that says what and why. Nothing is sold by halves.
+Anything that is not as it must be ends the start with a sentence that says what and why. Nothing is sold by halves:
+what the chain says of the agent may take its time, and until it is right the service answers and sells nothing.
 """
 
 import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,16 +19,14 @@ from eth_account.signers.local import LocalAccount
 
 from attestation.enclave import Enclave, open_enclave
 from attestation.enclave.keyring import KeyRing
-from attestation.errors import EnclaveError, MalformedError, TollsealError
-from attestation.keyset import Keyset, build_keyset
+from attestation.errors import EnclaveError, TollsealError
+from attestation.keyset import build_keyset
 from attestation.manifest import check_pinned, manifest_digest
 from attestation.onchain import AgentReference
 from attestation.registry.erc8004 import IdentityReader
-from attestation.registry.publication import Desired, Publication, ensure_agent, publish, publish_key
-from attestation.registry.records import SECOND_SLOT, KeyRecord, key_name, parse_key
+from attestation.registry.records import key_name
 from attestation.registry.registration import AgentReference as RegistrationEntry
 from attestation.registry.registration import Description, build_registration, services_at
-from attestation.registry.writer import IdentityWriter
 from service.app import Service
 from service.build import compute_manifest
 from service.call import PaidCalls
@@ -42,8 +42,9 @@ from service.payment.local import LocalFacilitator
 from service.payment.networks import is_mainnet_network
 from service.payment.reconcile import reconcile
 from service.payment.remote import RemoteFacilitator
+from service.publication import AgentPublication, Wanted
 from service.readiness import Readiness
-from service.rotation import PublishKey, Rotation, rotation_lead
+from service.rotation import Rotation, rotation_lead
 from service.settings import Settings
 
 SETTLEMENT_SECONDS: Final = 60
@@ -67,13 +68,16 @@ def unix_now() -> int:
 async def boot(
     settings: Settings,
     *,
+    wait_for_agent: bool = True,
     clock: Callable[[], int] = unix_now,
     report: Callable[[str], None] = _silent,
     progress: Progress = silent,
 ) -> AsyncIterator[Service]:
-    """A service that is ready to sell; on leaving, running calls are finished and everything is closed.
+    """A service that is ready to serve; on leaving, running calls are finished and everything is closed.
 
     Args:
+        wait_for_agent: return only when the agent is registered, and fail when a first try fails. Without, the service
+            serves meanwhile, sells nothing, and goes on trying.
         settings: the service's settings.
         clock: unix seconds.
         report: is told each step in a few words.
@@ -110,25 +114,33 @@ async def boot(
 
         keys = KeyRing.generate()
         stack.callback(keys.forget)
-        report("registering the agent")
         tls = _tls(settings, keys, now=clock())
-        tls_keys = () if tls is None else (tls[0],)
-        agent, keyset = await _register(settings, operator, keys, tls_keys, digest, now=clock())
-        report(f"agent {agent}")
-
-        await reconcile(ledger, facilitator, clock())
-        await ledger.prune(now=clock())
-        identity = Identity(keyset=keyset, manifest_digest=digest, agent=agent)
         lifetime = settings.keyset_lifetime_seconds
+        # Of no agent yet: which one it is, the chain will say.
+        keyset = build_keyset(
+            subject=None,
+            not_after=clock() + lifetime,
+            keys=keys.public_keys(),
+            tls_spki_sha256=() if tls is None else (tls[0],),
+        )
+        identity = Identity(keyset=keyset, manifest_digest=digest, agent=None)
         keyholder = Keyholder(
             Credentials(keys, identity, key_name(settings.replica)),
             margin_seconds=expiry_margin(lifetime),
             clock=clock,
         )
         stack.callback(keyholder.forget)
+        await reconcile(ledger, facilitator, clock())
+        await ledger.prune(now=clock())
+        report("registering the agent")
+        publication = _publication(settings, keyholder, facilitator, operator, clock=clock, report=report)
+        stack.push_async_callback(publication.retire)
+        await stack.enter_async_context(_running(publication.run()))
+        if wait_for_agent:
+            await publication.first_try()
         rotation = Rotation(
             keyholder,
-            _key_publisher(settings, operator, agent, facilitator),
+            publication.publish_key,
             replica=settings.replica,
             lifetime_seconds=lifetime,
             lead_seconds=rotation_lead(lifetime, settings.payment_timeout_seconds),
@@ -141,7 +153,7 @@ async def boot(
             window_seconds=min(SETTLEMENT_SECONDS, settings.payment_timeout_seconds // 2),
         )
         stack.push_async_callback(calls.drain)
-        await stack.enter_async_context(_running(rotation))
+        await stack.enter_async_context(_running(rotation.run()))
         readiness = Readiness(facilitator, backend)
         stack.push_async_callback(readiness.close)
         yield Service(
@@ -149,8 +161,9 @@ async def boot(
             enclave=enclave,
             keyholder=keyholder,
             rotation=rotation,
+            publication=publication,
             manifest=manifest,
-            registration=registration_file(settings, agent, hardware_attested=enclave.is_hardware),
+            registration=partial(registration_file, settings, hardware_attested=enclave.is_hardware),
             backend=backend,
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
@@ -179,78 +192,64 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
             )
 
 
-def registration_file(settings: Settings, agent: AgentReference, *, hardware_attested: bool) -> dict[str, Any]:
-    """The agent's ERC-8004 registration file, as served and as its URI points at."""
+def registration_file(settings: Settings, agent: AgentReference | None, *, hardware_attested: bool) -> dict[str, Any]:
+    """The agent's ERC-8004 registration file, as served and as its URI points at. Without an agent it names none."""
     return build_registration(
         Description(settings.agent_name, settings.agent_description, settings.origin + paths.AGENT_ICON),
         services=services_at(settings.origin, paid=[paths.SUMMARIZE], page=paths.AGENT_PAGE),
-        registrations=[RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
+        registrations=[]
+        if agent is None
+        else [RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
         hardware_attested=hardware_attested,
     )
 
 
-async def _register(
-    settings: Settings,
-    operator: LocalAccount,
-    keys: KeyRing,
-    tls_keys: tuple[str, ...],
-    digest: str,
-    *,
-    now: int,
-) -> tuple[AgentReference, Keyset]:
-    """Finds or mints the agent, makes the keyset that names it, and publishes both records."""
-    uri = settings.origin + paths.REGISTRATION
-    async with _registry(settings) as reader:
-        writer = IdentityWriter(reader, operator)
-        found: Publication = await ensure_agent(
-            writer, agent_uri=uri, owner=settings.agent_owner, agent_id=settings.agent_id, mint=settings.mint_agent
-        )
-        agent = AgentReference(settings.registry_chain_id, reader.address, found.agent_id)
-        keyset = build_keyset(
-            subject=str(agent),
-            not_after=now + settings.keyset_lifetime_seconds,
-            keys=keys.public_keys(),
-            tls_spki_sha256=tls_keys,
-        )
-        record = KeyRecord(payment_key=keys.payment_address, keyset_digest=keyset.digest, expires_at=keyset.not_after)
-        await publish(writer, agent.agent_id, Desired(uri, digest, settings.replica, record))
-        second = settings.replica + SECOND_SLOT
-        if _may_be_believed(await reader.get_metadata(agent.agent_id, key_name(second)), now):
-            # Of a process that has ended: a restart leaves no other key listed than the one it starts with.
-            await publish_key(writer, agent.agent_id, second, record)
-    return agent, keyset
-
-
-def _may_be_believed(record: bytes, now: int) -> bool:
-    try:
-        return parse_key(record).expires_at > now
-    except MalformedError:
-        return False
-
-
 def _registry(settings: Settings) -> IdentityReader:
     return IdentityReader(
-        settings.registry_rpc_url or settings.rpc_url, settings.registry_chain_id, settings.registry_address
+        settings.registry_rpc_url or settings.rpc_url,
+        settings.registry_chain_id,
+        settings.registry_address,
+        from_block=settings.registry_from_block,
     )
 
 
-def _key_publisher(
-    settings: Settings, operator: LocalAccount, agent: AgentReference, facilitator: Facilitator
-) -> PublishKey:
-    """Publishes keys of a running service, whose facilitator may send from the same account at the same time."""
+def _publication(
+    settings: Settings,
+    keyholder: Keyholder,
+    facilitator: Facilitator,
+    operator: LocalAccount,
+    *,
+    clock: Callable[[], int],
+    report: Callable[[str], None],
+) -> AgentPublication:
+    """Keeps the agent's records. The facilitator may send from the same account at the same time."""
     one_chain = settings.network == settings.registry_network
     alone = facilitator.exclusive if isinstance(facilitator, LocalFacilitator) and one_chain else nullcontext
-
-    async def publish_(slot: str, record: KeyRecord) -> None:
-        async with alone(), _registry(settings) as reader:
-            await publish_key(IdentityWriter(reader, operator), agent.agent_id, slot, record)
-
-    return publish_
+    wanted = Wanted(
+        agent_uri=settings.origin + paths.REGISTRATION,
+        owner=settings.agent_owner,
+        agent_id=settings.agent_id,
+        mint=settings.mint_agent,
+        replica=settings.replica,
+        manifest_digest=keyholder.current.identity.manifest_digest,
+        lifetime_seconds=settings.keyset_lifetime_seconds,
+        on_stop=settings.keys_on_stop,
+    )
+    return AgentPublication(
+        wanted,
+        keyholder,
+        registry=partial(_registry, settings),
+        operator=operator,
+        confirmations=settings.registry_confirmations,
+        exclusive=alone,
+        clock=clock,
+        report=report,
+    )
 
 
 @asynccontextmanager
-async def _running(rotation: Rotation) -> AsyncIterator[None]:
-    task = asyncio.create_task(rotation.run())
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
     try:
         yield
     finally:

@@ -298,7 +298,7 @@ class PaidCalls:
     def _stored(self, request: Request, produced: Produced, credentials: Credentials) -> dict[str, Any]:
         """Everything about an answer but its payment: from this and the transaction, receipt and body follow."""
         forwarded = [{"type": REQUEST_FORWARDED, "body_hash": hash_} for hash_ in produced.forwarded]
-        agent = credentials.identity.agent
+        agent = credentials.identity.registered_agent
         return {
             "answer_id": produced.answer_id,
             "receipt_id": f"rcpt-{secrets.token_hex(16)}",

@@ -11,6 +11,7 @@ from attestation.errors import TollsealError
 from attestation.feedback import MAX_FEEDBACK_BYTES
 from attestation.feedback_check import CheckedRating, FeedbackChecker
 from attestation.fetch import FetchError, data_content
+from attestation.onchain import AgentReference
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.payments import PaymentReader
 from attestation.registry.profile import Profile, read_profile
@@ -54,17 +55,17 @@ class Explorer:
     def __init__(self, settings: Settings, *, clock: Callable[[], int]) -> None:
         self._settings = settings
         self._clock = clock
-        self._kept: tuple[int, OnChain | NotRead] | None = None
+        self._kept: tuple[AgentReference, OnChain | NotRead] | None = None
         self._one_at_a_time = asyncio.Lock()
 
-    async def read(self, agent_id: int) -> OnChain | NotRead:
+    async def read(self, agent: AgentReference) -> OnChain | NotRead:
         """What the chain says. Never raises for what the chain or its node does."""
         async with self._one_at_a_time:
             now = self._clock()
-            if self._kept is not None and self._kept[0] == agent_id and now < self._kept[1].read_at + KEEP_SECONDS:
+            if self._kept is not None and self._kept[0] == agent and now < self._kept[1].read_at + KEEP_SECONDS:
                 return self._kept[1]
-            found = await self._guarded(lambda: self._read(agent_id, now), now)
-            self._kept = (agent_id, found)
+            found = await self._guarded(lambda: self._read(agent.agent_id, now), now)
+            self._kept = (agent, found)
             return found
 
     async def _guarded(self, read: Callable[[], Awaitable[OnChain]], now: int) -> OnChain | NotRead:
@@ -82,7 +83,10 @@ class Explorer:
         settings = self._settings
         reputation, validation = settings.beside_registry
         rpc = settings.registry_rpc_url or settings.rpc_url
-        async with IdentityReader(rpc, settings.registry_chain_id, settings.registry_address) as identity:
+        first = settings.registry_from_block
+        async with IdentityReader(
+            rpc, settings.registry_chain_id, settings.registry_address, from_block=first
+        ) as identity:
             profile = await read_profile(identity, agent_id)
             validations, ratings = None, None
             if validation is not None and await (answered := ValidationReader(identity, validation)).deployed():

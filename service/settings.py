@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     """Of the same chain; the canonical ones when absent. The page about the agent reads them."""
     trusted_validators: tuple[Address, ...] = ()
     """Whose validations the page about the agent counts."""
+    registry_from_block: Annotated[int, Field(ge=0)] = 0
+    """The first block whose events matter, no later than the agent's registration: some nodes serve few at a time."""
+    registry_confirmations: Annotated[int, Field(ge=1, le=100)] = 1
+    """Blocks from a transaction's own on that must be there before it counts."""
     agent_owner: Address
     agent_id: Annotated[int, Field(ge=0)] | None = None
     mint_agent: bool = False
@@ -85,6 +89,9 @@ class Settings(BaseSettings):
     agent_name: str = "Tollseal summaries"
     agent_description: str = "Summaries of documents, paid by the call with x402. Every answer carries a receipt."
     replica: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?$")] = "main"
+    keys_on_stop: Literal["clear", "expire", "keep"] = "clear"
+    """What an orderly stop does with this replica's key records. `expire` lets them end at that moment, which makes the
+    next start's record cheaper than `clear` does."""
     keyset_lifetime_seconds: Annotated[int, Field(ge=600, le=31 * 86_400)] = 7 * 86_400
 
     # Which build it is

@@ -83,6 +83,7 @@ async def ensure_agent(
     owner: str,
     agent_id: int | None = None,
     mint: bool = False,
+    by_uri: bool = False,
     metadata: Mapping[str, bytes] | None = None,
 ) -> Publication:
     """The agent to run as: the named one, else the one found on the chain, else (when allowed) a new one.
@@ -99,6 +100,7 @@ async def ensure_agent(
         owner: who shall own the agent; may be the writer's own account.
         agent_id: the agent to use, when it is known. 0 is an agent.
         mint: whether a new agent may be made.
+        by_uri: only an agent with this very URI is the one; an owner may have others.
         metadata: given to a new agent that stays with the writer's account. One that is handed over gets none: its
             owner has not said it.
 
@@ -109,6 +111,7 @@ async def ensure_agent(
         RegistryError: see `IdentityWriter`.
     """
     owner = parse_address(owner, "owner")
+    await writer.reader.check()
     if agent_id is not None:
         return await _named(writer, owner, agent_id)
     nonce = 0
@@ -117,7 +120,7 @@ async def ensure_agent(
             # Also waits for a registration that a start which was cut short has sent.
             nonce = await writer.settled_nonce()
         since = await writer.reader.chain.block_number()
-        agent_id = await _find(writer, owner, agent_uri)
+        agent_id = await _find(writer, owner, agent_uri, by_uri=by_uri)
         if agent_id is not None:
             return await _take(writer, owner, agent_id)
         if not mint:
@@ -212,8 +215,16 @@ async def clear_keys(writer: IdentityWriter, agent_id: int, slots: Sequence[str]
         MalformedError: a slot's name is none.
         RegistryError: see `IdentityWriter`.
     """
-    sent = await _write(writer, agent_id, {key_name(slot): b"" for slot in slots})
-    return _publication(agent_id, sent, minted=False)
+    return await publish_records(writer, agent_id, {key_name(slot): b"" for slot in slots})
+
+
+async def publish_records(writer: IdentityWriter, agent_id: int, records: Mapping[str, bytes]) -> Publication:
+    """Makes metadata keys hold these values, with one transaction for each that differs or is stale.
+
+    Raises:
+        RegistryError: see `IdentityWriter`.
+    """
+    return summary_of(agent_id, *await _write(writer, agent_id, records))
 
 
 async def publish_key(writer: IdentityWriter, agent_id: int, slot: str, key: KeyRecord) -> Publication:
@@ -226,8 +237,7 @@ async def publish_key(writer: IdentityWriter, agent_id: int, slot: str, key: Key
         MalformedError: `slot` or a field of `key` cannot be encoded.
         RegistryError: see `IdentityWriter`.
     """
-    sent = await _write(writer, agent_id, {key_name(slot): encode_key(key)})
-    return _publication(agent_id, sent, minted=False)
+    return await publish_records(writer, agent_id, {key_name(slot): encode_key(key)})
 
 
 async def published(reader: IdentityReader, agent_id: int, replica: str) -> Published:
@@ -260,7 +270,7 @@ async def _write(writer: IdentityWriter, agent_id: int, records: Mapping[str, by
     return sent
 
 
-async def _find(writer: IdentityWriter, owner: str, agent_uri: str) -> int | None:
+async def _find(writer: IdentityWriter, owner: str, agent_uri: str, *, by_uri: bool) -> int | None:
     reader, ours = writer.reader, (owner, writer.address)
     owned = set(await reader.find_agents(registered_by=ours, held_by=(owner,)))
     waiting = await reader.find_agents(registered_by=ours, held_by=(writer.address,)) if writer.address != owner else ()
@@ -272,6 +282,8 @@ async def _find(writer: IdentityWriter, owner: str, agent_uri: str) -> int | Non
     for agent_id in sorted({*owned, *waiting}):
         if await reader.token_uri(agent_id) == agent_uri:
             return agent_id
+    if by_uri:
+        return None
     # Without one: a service that moved keeps its only agent, but an agent that waits in the operator's hands under
     # another URI may be meant for another owner. Agents without a URI were withdrawn.
     candidates = [agent_id for agent_id in sorted(owned) if await reader.token_uri(agent_id)] or sorted(owned)
@@ -300,6 +312,21 @@ async def _require_operator(writer: IdentityWriter, owner: str) -> None:
             f"{owner} has not made {writer.address} an operator of its agents",
             hint=f"The owner calls setApprovalForAll({writer.address}, true) on {writer.reader.address} once.",
         )
+
+
+def summary_of(agent_id: int, *sent: Sent) -> Publication:
+    """What was sent for an agent that was there before."""
+    return _publication(agent_id, list(sent), minted=False)
+
+
+def combine(agent_id: int, *parts: Publication) -> Publication:
+    """Several changes to one agent as one."""
+    return Publication(
+        agent_id=agent_id,
+        transactions=tuple(sent for part in parts for sent in part.transactions),
+        gas_used=sum(part.gas_used for part in parts),
+        minted=any(part.minted for part in parts),
+    )
 
 
 def _publication(agent_id: int, sent: list[Sent], *, minted: bool, withdrawn: int | None = None) -> Publication:

@@ -180,8 +180,7 @@ class ReputationWriter:
 
     async def revoke(self, agent_id: int, index: int) -> Sent:
         """Takes one of this account's ratings back."""
-        contract = await self.reader.contract()
-        receipt = await self.sender.send(contract.functions.revokeFeedback(agent_id, index), "revoking a rating")
+        receipt = await self.sender.send(await self.revoke_call(agent_id, index), "revoking a rating")
 
         async def read() -> bool:
             given = await self.reader.ratings(agent_id, client=self.sender.address)
@@ -189,3 +188,8 @@ class ReputationWriter:
 
         await read_back("the reputation registry", True, read)
         return Sent.of(receipt)
+
+    async def revoke_call(self, agent_id: int, index: int) -> object:
+        """The bound call of `revoke`, unsent."""
+        contract = await self.reader.contract()
+        return contract.functions.revokeFeedback(agent_id, index)

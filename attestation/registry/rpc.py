@@ -46,6 +46,7 @@ TRIES: Final = 4
 _FIRST_PAUSE: Final = 0.25
 MAX_RETRY_AFTER: Final = 15
 """Seconds a node may ask us to wait before a question; one that asks for more is not waited for."""
+_HICCUPS: Final = frozenset({502, 503, 504})
 _SEND: Final = "eth_sendRawTransaction"
 _RATE_LIMIT_CODES: Final = frozenset({429, -32097})
 _RATE_LIMIT_WORDS: Final = ("rate limit", "too many requests", "request limit")
@@ -68,7 +69,8 @@ class _Provider(AsyncHTTPProvider):
                 return await self._once(request_data)
             except ClientResponseError as error:
                 asked = retry_after(error)
-                if error.status not in (429, 503) or not left or (asked or 0) > MAX_RETRY_AFTER:
+                again = error.status == 429 or (error.status in _HICCUPS and method != _SEND)
+                if not again or not left or (asked or 0) > MAX_RETRY_AFTER:
                     raise
                 pause = max(pause, asked or 0)
             except (ClientError, TimeoutError):

@@ -1,7 +1,7 @@
 """Who signs transactions and EIP-712 documents: a key in this process, or a program of the operator's own.
 
 A program is asked over standard input and answers on standard output, one JSON document each (docs/formats.md,
-"External signers"). What it returns is checked: it must be exactly what was asked, signed by the account that was named.
+"External signers"). What it returns is checked: it must be exactly what was asked, signed by the account it named.
 """
 
 import asyncio

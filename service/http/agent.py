@@ -12,7 +12,7 @@ from attestation.html_report import CONTENT_SECURITY_POLICY
 from attestation.manifest import PATH as MANIFEST_PATH
 from attestation.registry.validation import Validation
 from attestation.validation import inline_key, standing
-from service.explorer import Explorer, OnChain
+from service.explorer import Explorer, NotRead, OnChain
 from service.http import paths
 from service.http.agent_page import render
 from service.http.state import service_of
@@ -64,8 +64,13 @@ async def _document(request: Request) -> dict[str, Any]:
     service = service_of(request)
     explorer: Explorer = request.app.state.explorer
     serves = _serves(service)
-    found = await explorer.read(service.identity.agent.agent_id)
-    document: dict[str, Any] = {"agent": str(service.identity.agent), "as_of": found.read_at, "serves": serves}
+    agent = service.identity.agent
+    found = NotRead("the agent is not registered yet", service.clock()) if agent is None else await explorer.read(agent)
+    document: dict[str, Any] = {
+        "agent": None if agent is None else str(agent),
+        "as_of": found.read_at,
+        "serves": serves,
+    }
     if not isinstance(found, OnChain):
         return {**document, "chain": {"reachable": False, "reason": found.reason}, "agrees": None}
     chain = _chain(service, found)

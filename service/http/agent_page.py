@@ -18,7 +18,8 @@ _MAX_TEXT: Final = 300
 def render(document: Mapping[str, Any]) -> str:
     """The page, complete, as text."""
     chain, serves = document["chain"], document["serves"]
-    parts = [f"<h1>Agent <code>{_text(document['agent'])}</code></h1>", _state(document)]
+    name = document["agent"] or "without an entry on the chain"
+    parts = [f"<h1>Agent <code>{_text(name)}</code></h1>", _state(document)]
     parts.append(_table("What it serves", _serves(serves)))
     if chain["reachable"]:
         parts += [
@@ -28,7 +29,7 @@ def render(document: Mapping[str, Any]) -> str:
             _ratings(chain["ratings"]),
         ]
     parts.append(f"<p>As of {_time(document['as_of'])}.</p>")
-    return page(f"Agent {document['agent']}", "\n".join(parts))
+    return page(f"Agent {name}", "\n".join(parts))
 
 
 def _state(document: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ REGISTRATION = "/.well-known/agent-registration.json"
 async def on_chain(stack: Stack) -> Published:
     chain = stack.chain
     async with IdentityReader(chain.rpc, chain.chain_id, chain.identity_registry) as reader:
-        return await published(reader, stack.service.identity.agent.agent_id, "main")
+        return await published(reader, stack.service.identity.registered_agent.agent_id, "main")
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh nonce", "no nonce"])

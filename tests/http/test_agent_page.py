@@ -17,6 +17,7 @@ from attestation.registry.writer import IdentityWriter
 from service.explorer import KEEP_SECONDS, Explorer, OnChain
 from service.localchain.anvil import Anvil
 from service.localchain.deploy import Deployer
+from tests.chain import agent_of
 from tests.http.bench import bench
 from tests.http.conftest import Stack, running
 from tests.http.fakes import Clock
@@ -127,11 +128,11 @@ async def test_a_chain_out_of_reach_is_said_without_naming_the_node(ledger_path:
 async def test_one_reading_serves_everybody_for_some_seconds(stack: Stack) -> None:
     clock = Clock()
     explorer = Explorer(stack.service.settings, clock=clock)
-    first = await explorer.read(0)
+    first = await explorer.read(agent_of(stack.chain))
     Deployer(stack.chain.rpc, Account.from_key(stack.chain.owner_key)).anvil("anvil_mine", "0x1")
-    assert await explorer.read(0) is first
+    assert await explorer.read(agent_of(stack.chain)) is first
     clock.now += KEEP_SECONDS
-    later = await explorer.read(0)
+    later = await explorer.read(agent_of(stack.chain))
     assert isinstance(first, OnChain)
     assert isinstance(later, OnChain)
     assert later.profile.block > first.profile.block

@@ -304,6 +304,7 @@ async def test_a_running_service_rotates_by_itself_and_gives_its_keys_up_at_the_
     monkeypatch.setattr(rotation, "CHECK_SECONDS", 0.01)
     clock = Clock(unix_now())
     async with running(anvil, tmp_path, clock=clock, keyset_lifetime_seconds="600") as own:
+        replaced.clear()  # those of the start
         old = own.service.keyholder.current
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(replaced.wait(), 0.2)  # there is plenty of time

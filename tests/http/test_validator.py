@@ -61,7 +61,7 @@ class Bench:
     def key(self) -> KeyInQuestion:
         service = self.stack.service
         return KeyInQuestion(
-            agent=service.identity.agent,
+            agent=service.identity.registered_agent,
             keyset_digest=service.identity.keyset.digest,
             payment_key=service.keyholder.current.keys.payment_address,
             key_slot=service.keyholder.current.key_slot,
@@ -103,8 +103,8 @@ class Bench:
     def command(self, *more: str) -> list[str]:
         chain = self.stack.chain
         return [
-            *(TOLLSEAL, "validator", "--rpc", chain.rpc, "--chain", str(chain.chain_id)),
-            *("--identity-registry", chain.identity_registry, "--validation-registry", chain.validation_registry),
+            *(TOLLSEAL, "validator", "--rpc", chain.rpc, "--network", f"eip155:{chain.chain_id}"),
+            *("--registry", chain.identity_registry, "--validation-registry", chain.validation_registry),
             *("--journal", str(self.directory / "process.json"), "--allow-simulated", "--allow-private", *more),
         ]
 
@@ -482,7 +482,7 @@ async def test_a_chain_without_the_registry_is_normal(bench: Bench) -> None:
 
 async def test_asking_and_reading_from_the_command_line(bench: Bench) -> None:
     chain = bench.stack.chain
-    operator = {**bench.settings(), "TOLLSEAL_OPERATOR_KEY": chain.operator_key}
+    operator = {**bench.settings(), "TOLLSEAL_AGENT_KEY": chain.operator_key}
     registry = ["--rpc", chain.rpc, "--validation-registry", chain.validation_registry]
 
     async def tollseal(*arguments: str) -> Any:
@@ -496,7 +496,7 @@ async def test_asking_and_reading_from_the_command_line(bench: Bench) -> None:
 
     ask = ("request", "--validator", bench.address, "--url", bench.stack.url)
     planned = await tollseal(*ask, "--dry-run")
-    assert planned["transaction"] is None
+    assert planned["dry_run"] is True
     assert planned["gas"] > 100_000
     asked = await tollseal(*ask)
     assert asked["transaction"] is not None
