@@ -122,10 +122,10 @@ def registry_options(command: F) -> F:
     return command
 
 
-def signing_options(command: F) -> F:
+def signing_options(command: F, *, key_env: str = DEFAULT_KEY_ENV) -> F:
     """Which account signs, and how a change is made; as `change_of` reads them. Keys are never arguments."""
     for option in reversed((
-        click.option("--key-env", metavar="NAME", default=None, show_default=DEFAULT_KEY_ENV,
+        click.option("--key-env", metavar="NAME", default=None, show_default=key_env,
                      help="The environment variable that holds the private key."),
         click.option("--keystore", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
                      help="An encrypted key (Web3 Secret Storage, version 3)."),

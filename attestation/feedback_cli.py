@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import click
@@ -66,7 +67,7 @@ def _score(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @rpc_option
 @reputation_option
 @from_block_option
-@signing_options
+@partial(signing_options, key_env=BUYER_KEY)
 @json_option
 @click.pass_context
 def give(context: click.Context, /, bundle: Any, score: Score, tags: tuple[str, ...], publisher: Publisher,
@@ -167,7 +168,7 @@ def _nonce(document: bytes) -> str | None:
 @rpc_option
 @reputation_option
 @from_block_option
-@signing_options
+@partial(signing_options, key_env=BUYER_KEY)
 @json_option
 @click.pass_context
 def revoke(context: click.Context, /, agent: AgentReference, index: int, rpc: str | None,

@@ -163,6 +163,8 @@ class ServiceChecks(Transcript):
         if served not in listed:
             said = ", ".join(listed) or "not set"
             raise EvidenceError(f"tee.manifest on chain is {said}, the service runs {served}")
+        if not listed[served].by_owner:
+            raise EvidenceError("the agent was sold after tee.manifest was written; its new owner has not confirmed it")
         return f"tee.manifest on chain is the build that is served (written in block {listed[served].block_number})"
 
     def _on_chain(self) -> AgentOnChain:

@@ -11,7 +11,7 @@ import fcntl
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,8 @@ from attestation.checker import unix_now
 from attestation.digest import jcs
 from attestation.errors import MalformedError, TollsealError
 from attestation.publishing import Publisher, content_hash, write_file
+from attestation.registry.readback import Sent
+from attestation.registry.sender import Planned
 from attestation.registry.validation import Request, ValidationWriter
 from attestation.validator_judge import Judge, Judgement
 
@@ -56,10 +58,14 @@ class Outcome:
     tag: str
     reason: str
     transaction: str | None
-    gas: int | None
+    gas_used: int | None
+    planned: Planned | None = None
+    """What answering would take, in a dry run."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "status": self.status.value}
+        fields = asdict(self)
+        del fields["planned"]
+        return {**fields, "status": self.status.value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +241,7 @@ class Validator:
             planned = await self._writer.sender.plan(
                 await self._writer.respond_call(*arguments), "answering a validation request"
             )
-            return _outcome(request, judgement, Status.WOULD_ANSWER, None, planned.gas)
+            return replace(_outcome(request, judgement, Status.WOULD_ANSWER), planned=planned)
         nonce = await self._writer.sender.settled_nonce()
         if await self._reader.answer(self._writer.sender.address, request.request_hash) is not None:
             return None  # sent before this process was started, or by another one
@@ -243,7 +249,7 @@ class Validator:
         self._publisher.publish(content)
         sent = await self._writer.respond(*arguments, nonce=nonce)
         self._journal.open.pop(request.request_hash, None)
-        return _outcome(request, judgement, Status.ANSWERED, sent.transaction, sent.gas_used)
+        return _outcome(request, judgement, Status.ANSWERED, sent)
 
     def _later(self, request: Request, entry: _Open, judgement: Judgement, *, dry_run: bool) -> Outcome:
         entry.attempts += 1
@@ -252,19 +258,17 @@ class Validator:
             self._journal.open[request.request_hash] = entry
             self._journal.write()
         status = Status.UNDECIDED if entry.attempts < MAX_ATTEMPTS else Status.GIVEN_UP
-        return _outcome(request, judgement, status, None, None)
+        return _outcome(request, judgement, status)
 
 
-def _outcome(
-    request: Request, judgement: Judgement, status: Status, transaction: str | None, gas: int | None
-) -> Outcome:
+def _outcome(request: Request, judgement: Judgement, status: Status, sent: Sent | None = None) -> Outcome:
     return Outcome(
-        request.request_hash,
-        request.agent_id,
-        status,
-        judgement.response,
-        judgement.tag,
-        judgement.reason,
-        transaction,
-        gas,
+        request_hash=request.request_hash,
+        agent_id=request.agent_id,
+        status=status,
+        response=judgement.response,
+        tag=judgement.tag,
+        reason=judgement.reason,
+        transaction=None if sent is None else sent.transaction,
+        gas_used=None if sent is None else sent.gas_used,
     )

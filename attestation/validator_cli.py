@@ -5,18 +5,21 @@ import json
 import signal
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from attestation.account import open_signer
+from attestation.agent_change import plan_json, show_plan
 from attestation.agent_options import Change, signing_options
 from attestation.commands import (
     allow_simulated_option,
     complain,
     json_option,
     policy_option,
+    print_json,
     rpc_option,
     run,
 )
@@ -80,7 +83,7 @@ class _Work:
 @click.option("--every", type=click.IntRange(min=1), default=15, show_default=True, metavar="SECONDS",
               help="How often to look.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Look once and end.")
-@signing_options
+@partial(signing_options, key_env=VALIDATOR_KEY)
 @json_option
 @click.pass_context
 def validator(context: click.Context, /, rpc: str | None, network: int | None, registry: str | None,
@@ -169,11 +172,13 @@ async def _watch(validator: Validator, work: _Work) -> int:
 
 def _show(found: Round, work: _Work, *, quiet: bool = False) -> None:
     chain = work.place.chain_id
+    planned = tuple(one.planned for one in found.outcomes if one.planned is not None)
+    plan = plan_json(planned, work.change.eth_price) if work.change.dry_run else {}
     if work.as_json:
         if not quiet:
             outcomes = [outcome.to_json() for outcome in found.outcomes]
             document = {"chain_id": chain, "deployed": found.deployed, "block": found.block, "requests": outcomes}
-            click.echo(json.dumps(document, indent=2))
+            print_json({**document, "dry_run": work.change.dry_run, **plan})
             return
         for outcome in found.outcomes:
             click.echo(json.dumps(outcome.to_json()))
@@ -184,11 +189,12 @@ def _show(found: Round, work: _Work, *, quiet: bool = False) -> None:
         click.echo(f"nothing is to be answered as of block {found.block}")
     for outcome in found.outcomes:
         click.echo(printable(_line(outcome)))
+    if plan:
+        show_plan(plan)
 
 
 def _line(outcome: Outcome) -> str:
     score = "" if outcome.response is None else f" {outcome.response} ({outcome.tag})"
-    sent = f", transaction {outcome.transaction}" if outcome.transaction else ""
-    gas = f", {outcome.gas} gas" if outcome.gas else ""
+    sent = f", transaction {outcome.transaction}, {outcome.gas_used} gas" if outcome.transaction else ""
     about = f"agent {outcome.agent_id}, request {outcome.request_hash}"
-    return f"{outcome.status.value}{score}: {about}: {outcome.reason}{sent}{gas}"
+    return f"{outcome.status.value}{score}: {about}: {outcome.reason}{sent}"

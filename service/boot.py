@@ -9,7 +9,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -46,6 +46,7 @@ from service.publication import AgentPublication, Wanted
 from service.readiness import Readiness
 from service.rotation import Rotation, rotation_lead
 from service.settings import Settings
+from service.validation import ValidationRequests
 
 SETTLEMENT_SECONDS: Final = 60
 """What an authorization must leave for its settlement, on top of the time the answer may take."""
@@ -154,6 +155,8 @@ async def boot(
         )
         stack.push_async_callback(calls.drain)
         await stack.enter_async_context(_running(rotation.run()))
+        if (asking := _validation_requests(settings, keyholder, facilitator, operator)) is not None:
+            await stack.enter_async_context(_running(asking.run()))
         readiness = Readiness(facilitator, backend)
         stack.push_async_callback(readiness.close)
         yield Service(
@@ -222,9 +225,7 @@ def _publication(
     clock: Callable[[], int],
     report: Callable[[str], None],
 ) -> AgentPublication:
-    """Keeps the agent's records. The facilitator may send from the same account at the same time."""
-    one_chain = settings.network == settings.registry_network
-    alone = facilitator.exclusive if isinstance(facilitator, LocalFacilitator) and one_chain else nullcontext
+    """Keeps the agent's records."""
     wanted = Wanted(
         agent_uri=settings.origin + paths.REGISTRATION,
         owner=settings.agent_owner,
@@ -241,10 +242,34 @@ def _publication(
         registry=partial(_registry, settings),
         operator=operator,
         confirmations=settings.registry_confirmations,
-        exclusive=alone,
+        exclusive=_alone(settings, facilitator),
         clock=clock,
         report=report,
     )
+
+
+def _validation_requests(
+    settings: Settings, keyholder: Keyholder, facilitator: Facilitator, operator: LocalAccount
+) -> ValidationRequests | None:
+    """Asks for validations, where that is wanted and the chain has where to ask."""
+    _, address = settings.beside_registry
+    if not settings.ask_validators or address is None:
+        return None
+    return ValidationRequests(
+        [validator.lower() for validator in settings.ask_validators],
+        keyholder,
+        endpoint=settings.origin,
+        address=address,
+        registry=partial(_registry, settings),
+        operator=operator,
+        exclusive=_alone(settings, facilitator),
+    )
+
+
+def _alone(settings: Settings, facilitator: Facilitator) -> Callable[[], AbstractAsyncContextManager[None]]:
+    """Holds the operator's account: the facilitator may send from the same one at the same time."""
+    one_chain = settings.network == settings.registry_network
+    return facilitator.exclusive if isinstance(facilitator, LocalFacilitator) and one_chain else nullcontext
 
 
 @asynccontextmanager

@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     reputation_registry: Address | None = None
     validation_registry: Address | None = None
     """Of the same chain; the canonical ones when absent. The page about the agent reads them."""
+    ask_validators: tuple[Address, ...] = ()
+    """Asked to check every new key of this service; each request costs the operator gas."""
     trusted_validators: tuple[Address, ...] = ()
     """Whose validations the page about the agent counts."""
     registry_from_block: Annotated[int, Field(ge=0)] = 0
