@@ -24,13 +24,14 @@ from attestation.enclave.keyring import KeyRing
 from attestation.feedback import MAX_FEEDBACK_BYTES, Score, build_feedback
 from attestation.feedback_check import CheckedRating, FeedbackChecker, summarize
 from attestation.fetch import FetchLimits, data_uri, fetch
-from attestation.payment_proof import PaymentReceipt, sign_payment_receipt
+from attestation.payment_proof import Offer, PaymentReceipt, sign_offer, sign_payment_receipt
 from attestation.policy import Policy
 from attestation.publishing import content_hash
 from attestation.purchase import parse_settlement
 from attestation.registry import view
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.payments import PaymentReader
+from attestation.registry.records import KeyRecord, encode_key
 from attestation.registry.reputation import ReputationReader, ReputationWriter
 from attestation.registry.sender import Sender
 from attestation.registry.writer import IdentityWriter, agent_wallet_typed_data
@@ -477,3 +478,39 @@ async def test_rating_from_the_command_line(market: Market, tmp_path: Path) -> N
     assert (await tollseal("revoke", agent, "1"))[0] == 0
     _, shown = await tollseal("summary", agent, *money, "--tag", "quality")
     assert shown["all"]["count"] == 0
+
+
+async def test_a_sold_agents_old_key_vouches_for_nothing_that_came_after_the_sale(market: Market) -> None:
+    seller, heir, before, after = [await market.customer() for _ in range(4)]
+    keys, shop = KeyRing.generate(), Account.create().address
+    writing = IdentityWriter(market.identity, seller)
+    agent_id = (await writing.register("https://sold.example/")).agent_id
+    record = KeyRecord(keys.payment_address, "sha256:" + "11" * 32, NOW + 10**6)
+    await writing.set_metadata(agent_id, "tee.key.main", encode_key(record))
+
+    async def buy_and_rate(customer: LocalAccount, signer: KeyRing = keys) -> None:
+        chain = market.stack.chain
+        transaction = await market.pay(customer, shop)
+        (payment,) = await market.payments.transfers(transaction) or ()
+        network, url = f"eip155:{chain.chain_id}", "https://sold.example/v1/summarize"
+        offer = Offer(url, "exact", network, chain.token, shop, "5", NOW)
+        receipt = PaymentReceipt(network, url, customer.address, NOW, transaction)
+        x402 = {
+            "nonce": payment.nonce,
+            "offer": sign_offer(offer, signer, accept_index=0),
+            "receipt": sign_payment_receipt(receipt, signer),
+            "keySlot": "tee.key.main",
+        }
+        await market.rate(
+            customer, market.proof(customer, transaction, shop, agentId=agent_id, x402=x402), agent_id=agent_id
+        )
+
+    await buy_and_rate(before)
+    await writing.transfer(agent_id, heir.address)
+    await buy_and_rate(after)
+    stranger = await market.customer()
+    await buy_and_rate(stranger, KeyRing.generate())
+
+    assert (await market.only(before, agent_id=agent_id))[0]
+    assert not (await market.only(after, agent_id=agent_id))[0]
+    assert not (await market.only(stranger, agent_id=agent_id))[0]

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from web3 import HTTPProvider, Web3
 
 from attestation.client import PURCHASE, PayingTransport
 from attestation.errors import MalformedError
@@ -28,12 +29,14 @@ from attestation.registry.sender import Sender
 from attestation.registry.validation import Request, ValidationReader, ValidationWriter
 from attestation.registry.view import ChainReader
 from attestation.registry.writer import IdentityWriter
-from attestation.validation import KeyInQuestion, build_request, draw_salt, request_validation
+from attestation.validation import KeyInQuestion, build_request, draw_salt, inline_key, request_validation
 from attestation.validator import Journal, Round, Status, Validator
 from attestation.validator_judge import Judge
-from service.localchain.deploy import Deployer
+from service.localchain.anvil import Anvil
+from service.localchain.deploy import Deployer, LocalChain
+from service.validation import ValidationRequests
 from tests.e2e.stack import until
-from tests.http.conftest import Stack, buyer_of
+from tests.http.conftest import Stack, buyer_of, running
 from tests.http.fakes import Clock
 from tests.http.world import DOCUMENT, SUMMARIZE
 
@@ -525,3 +528,53 @@ async def test_a_request_of_another_shape_is_undecided_while_its_host_is_away(be
 async def _somewhere(bench: Bench) -> Any:
     await bench.ask(build_request(bench.key, salt=draw_salt()))
     return (await bench.reader.requests(validator=bench.address))[-1].position
+
+
+def asked_for(chain: LocalChain) -> int:
+    """How many requests the chain's validation registry has ever got."""
+    registry = Web3.to_checksum_address(chain.validation_registry)
+    return len(Web3(HTTPProvider(chain.rpc)).eth.get_logs({"address": registry, "fromBlock": 0}))
+
+
+async def test_a_service_asks_about_each_of_its_keys_once(anvil: Anvil, tmp_path: Path) -> None:
+    validators = ["0x" + "d1" * 20, "0x" + "D2" * 20]
+    async with running(anvil, tmp_path, ask_validators=validators) as stack:
+        chain, service = stack.chain, stack.service
+        async with IdentityReader(chain.rpc, chain.chain_id, chain.identity_registry) as identity:
+            reader = ValidationReader(identity, chain.validation_registry)
+            await asyncio.to_thread(until, lambda: asked_for(chain) == 2, "both requests")
+            found = await reader.requests(agent_id=0)
+            assert [one.validator for one in found] == [one.lower() for one in validators]
+            keys = [inline_key(one) for one in found]
+            assert {key.keyset_digest for key in keys if key} == {service.identity.keyset.digest}
+            asking = ValidationRequests(
+                validators,
+                service.keyholder,
+                endpoint=stack.url,
+                address=chain.validation_registry,
+                registry=lambda: IdentityReader(chain.rpc, chain.chain_id, chain.identity_registry),
+                operator=Account.from_key(chain.operator_key),
+                exclusive=nullcontext,
+            )
+            assert await asking.once()
+            assert len(await reader.requests(agent_id=0)) == 2, "another start with the same keys asks nobody again"
+
+
+async def test_a_service_that_cannot_ask_goes_on(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    chain = stack.chain
+
+    def asking(rpc: str, address: str) -> ValidationRequests:
+        return ValidationRequests(
+            ["0x" + "d1" * 20],
+            stack.service.keyholder,
+            endpoint=stack.url,
+            address=address,
+            registry=lambda: IdentityReader(rpc, chain.chain_id, chain.identity_registry, timeout=1),
+            operator=Account.from_key(chain.operator_key),
+            exclusive=nullcontext,
+        )
+
+    assert not await asking("http://127.0.0.1:9", chain.validation_registry).once()
+    assert "a validation could not be asked for" in caplog.text
+    assert "127.0.0.1:9" not in caplog.text
+    assert await asking(chain.rpc, "0x" + "77" * 20).once(), "a chain without the registry is normal"
