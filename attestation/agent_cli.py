@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from attestation import agent_find_cli, agent_write_cli
-from attestation.agent_options import Target, agent_of, registry_options, short_uri
+from attestation.agent_options import Target, agent_of, registry_options, short
 from attestation.checker import unix_now
 from attestation.commands import print_json, run
 from attestation.registry.errors import RegistryError
@@ -74,10 +74,10 @@ async def _status(target: Target, agent_id: int, at_block: int | None, *, as_jso
     fields = [
         ("agent", result["agent"]),
         ("owner", seen.owner),
-        ("uri", short_uri(seen.agent_uri) or "none"),
+        ("uri", short(seen.agent_uri) or "none"),
         ("wallet", seen.wallet or "none"),
         ("build", "none" if manifest is None else _manifest_text(result["manifest"])),
-        *((key["slot"], _key_text(key)) for key in result["keys"]),
+        *((short(key["slot"]), _key_text(key)) for key in result["keys"]),
     ]
     print_fields(console(), fields)
     return 0
@@ -149,8 +149,11 @@ async def _transfer_check(target: Target, agent_id: int, *, as_json: bool) -> in
                 ("owner", seen.owner),
                 ("changed hands", sold),
                 ("wallet", seen.wallet or "none"),
-                *((entry.key, f"stands (block {entry.written.block})") for entry in seen.standing),
-                *((entry.key, f"STALE: an earlier owner's, block {entry.written.block}") for entry in seen.stale),
+                *((short(entry.key), f"stands (block {entry.written.block})") for entry in seen.standing),
+                *(
+                    (short(entry.key), f"STALE: an earlier owner's, block {entry.written.block}")
+                    for entry in seen.stale
+                ),
             ],
         )
         if not seen.clean:

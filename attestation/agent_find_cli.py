@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from attestation.agent_inspect import allow_private_option
-from attestation.agent_options import Target, address_callback, registry_of, registry_options, short_uri
+from attestation.agent_options import Target, address_callback, registry_of, registry_options, short
 from attestation.commands import print_json, run
 from attestation.errors import TollsealError
 from attestation.fetch import FetchLimits, fetch
@@ -66,7 +66,7 @@ async def _find(target: Target, owner: str | None, registered_by: str | None, se
         return 0
     out = console()
     for item in shown:
-        named = item.get("name") or item.get("problem") or short_uri(item["agent_uri"]) or "no URI"
+        named = short(item.get("name") or item["agent_uri"]) or "no URI"
         print_fields(out, [(item["agent"], f"{item['owner']}  {named}")])
     more = "" if looked < scan else f"; {scan} agents were looked at, --scan looks at more"
     out.print(f"{len(shown)} agent(s){more}", markup=False)

@@ -9,7 +9,7 @@ import click
 import httpx
 
 from attestation import report
-from attestation.agent_options import parse_agent
+from attestation.agent_options import parse_agent, short
 from attestation.checker import Attested, ServiceChecker, unix_now
 from attestation.commands import http_url, print_json, run, show_verdict, write_page
 from attestation.devstack import local_stack
@@ -113,10 +113,9 @@ def _agent_facts(found: Resolved) -> dict[str, str]:
     if found.owner is not None:
         facts["owner"] = found.owner
     if found.agent_uri:
-        uri = found.agent_uri
-        facts["uri"] = uri if len(uri) <= 200 else f"{uri[:200]}… ({len(uri)} characters)"
+        facts["uri"] = short(found.agent_uri)
     if found.registration is not None:
-        facts["name"] = found.registration.name
+        facts["name"] = short(found.registration.name)
     if found.endpoint is not None:
         facts["service"] = str(found.endpoint)
     return facts

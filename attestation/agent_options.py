@@ -17,6 +17,7 @@ from attestation.onchain import AgentReference
 from attestation.registry.canonical import registries
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.sender import FeeCaps
+from attestation.terminal import printable
 
 DEFAULT_NETWORK: Final = "eip155:84532"
 PRICE_DECIMALS: Final = 18
@@ -182,6 +183,7 @@ def change_of(context: click.Context) -> Change:
     return Change(keys, given["dry_run"], given["eth_price"], fees, given["confirmations"])
 
 
-def short_uri(uri: str) -> str:
-    """A URI in one line; one that holds its content may be as long as a book."""
-    return uri if len(uri) <= 200 else f"{uri[:200]}… ({len(uri)} characters)"
+def short(text: str) -> str:
+    """Text from the chain as one line that a terminal can show: no control characters, no line ends, not too long."""
+    line = printable(text)
+    return line if len(line) <= 200 else f"{line[:200]}… ({len(line)} characters)"

@@ -5,12 +5,17 @@ lower hex, and JSON documents are hashed in their RFC 8785 (JCS) form.
 """
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import rfc8785
 from eth_utils.crypto import keccak
+
+_PLAIN: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+_MAX_INTEGER: Final = 2**53 - 1
 
 _CHUNK: Final = 1 << 20
 """Bytes read at a time from a file: large enough to be fast, small enough to show progress."""
@@ -47,9 +52,28 @@ def jcs(value: Any) -> bytes:
         CanonicalizationError: the value is outside the I-JSON subset that RFC 8785 covers.
     """
     try:
+        if _is_plain(value):
+            return _PLAIN.encode(value).encode()
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
         raise CanonicalizationError(str(error)) from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the standard library's encoder writes this value as RFC 8785 wants it, at a tenth of the time.
+
+    So it does but for floats, integers beyond 2**53 and keys outside ASCII, which it sorts differently.
+    """
+    kind = type(value)
+    if kind is str or value is None or kind is bool:
+        return True
+    if kind is int:
+        return bool(-_MAX_INTEGER <= value <= _MAX_INTEGER)
+    if kind is dict:
+        return all(type(key) is str and key.isascii() and _is_plain(item) for key, item in value.items())
+    if kind is list or kind is tuple:
+        return all(map(_is_plain, value))
+    return False
 
 
 def jcs_digest(value: Any) -> str:

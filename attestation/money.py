@@ -11,10 +11,24 @@ from attestation.errors import MalformedError
 MAX_UINT256: Final = 2**256 - 1
 """Largest amount an EVM token can hold or an EIP-3009 authorization can carry."""
 
+MAX_DECIMALS: Final = 77
+"""Most decimals of a token in which anything can still be expressed in a uint256."""
+
 MAX_LENGTH: Final = 100
 """Characters in an amount: 78 digits are the most a uint256 needs, the rest is the point and some zeros."""
 
-_DECIMAL: Final = re.compile(r"(?P<whole>[0-9]+)(?:\.(?P<fraction>[0-9]+))?")
+_DECIMAL: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+def check_decimal(text: str, where: str = "price") -> str:
+    """The text itself when it is a plain decimal: digits, and perhaps a point with digits after it.
+
+    Raises:
+        MalformedError: it has a sign, an exponent, spaces, missing digits or too many of them.
+    """
+    if len(text) > MAX_LENGTH or not _DECIMAL.fullmatch(text):
+        raise MalformedError(where, f'{text[:MAX_LENGTH]!r} is not a plain decimal such as "0.01"')
+    return text
 
 
 def parse_amount(text: str, decimals: int, where: str = "price") -> int:
@@ -24,13 +38,10 @@ def parse_amount(text: str, decimals: int, where: str = "price") -> int:
         MalformedError: not a plain decimal (sign, exponent, NaN, spaces, missing digits), more decimals than the token
             has, or more than a uint256 holds.
     """
-    match = _DECIMAL.fullmatch(text) if len(text) <= MAX_LENGTH else None
-    if match is None:
-        raise MalformedError(where, f'{text[:MAX_LENGTH]!r} is not a plain decimal such as "0.01"')
-    fraction = match["fraction"] or ""
+    whole, _, fraction = check_decimal(text, where).partition(".")
     if len(fraction) > decimals:
         raise MalformedError(where, f"{text!r} has {len(fraction)} decimals; the token has {decimals}")
-    amount = int(match["whole"] + fraction.ljust(decimals, "0"))
+    amount = int(whole + fraction.ljust(decimals, "0"))
     if amount > MAX_UINT256:
         raise MalformedError(where, f"{text!r} does not fit in a uint256")
     return amount

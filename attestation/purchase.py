@@ -10,11 +10,15 @@ from typing import Any, Final
 
 from attestation import encoding, payment_proof
 from attestation.bundle import PAYMENT_HEADER
+from attestation.digest import jcs
 from attestation.errors import EvidenceError, MalformedError
 from attestation.http_signature import Exchange
 
 X402_VERSION: Final = 2
 SCHEME: Final = "exact"
+
+IDENTIFIER: Final = "payment-identifier"
+"""The x402 extension in which a buyer may name a purchase."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,32 @@ def parse_payment(exchange: Exchange) -> Payment:
         nonce="0x" + encoding.prefixed_hex_bytes(authorization.get("nonce"), f"{where}.nonce", size=32).hex(),
         signature=encoding.text(payload.get("signature"), "payment.payload.signature"),
     )
+
+
+def check_echo(payment: Payment, terms: Terms) -> None:
+    """Check what a payment repeats of the terms (x402 v2, "PaymentPayload"): it may leave things out, not change them.
+
+    An id may be added to the extension `payment-identifier`; that is what it is for.
+
+    Raises:
+        EvidenceError: it names another resource, or another content of an extension.
+        MalformedError: its extensions are not an object.
+    """
+    # Compared as JSON: to Python, true is 1.
+    if "resource" in payment.document and jcs(payment.document["resource"]) != jcs(terms.document["resource"]):
+        raise EvidenceError("the payment echoes another resource than the terms")
+    echoed = encoding.as_object(payment.document.get("extensions", {}), "payment.extensions")
+    said = encoding.as_object(terms.document.get("extensions"), "terms.extensions")
+    for name, value in echoed.items():
+        if name not in said or jcs(_without_id(name, value)) != jcs(said[name]):
+            raise EvidenceError("the payment echoes another extensions than the terms")
+
+
+def _without_id(name: str, extension: Any) -> Any:
+    info = extension.get("info") if isinstance(extension, dict) else None
+    if name != IDENTIFIER or not isinstance(info, dict):
+        return extension
+    return {**extension, "info": {member: value for member, value in info.items() if member != "id"}}
 
 
 def parse_settlement(exchange: Exchange) -> Settlement:

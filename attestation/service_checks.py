@@ -9,12 +9,14 @@ from urllib.parse import urlsplit
 from attestation import encoding, payment_proof, report
 from attestation import manifest as manifests
 from attestation.bundle import Bundle
+from attestation.digest import digest
 from attestation.errors import EvidenceError
 from attestation.evidence import appraise
 from attestation.evidence.appraisal import NotVerified
 from attestation.http_signature import Exchange, verify_response
 from attestation.keyset import ALGO_HTTP, ALGO_PAYMENT, parse_keyset, report_data, report_data_slot
 from attestation.onchain import AgentOnChain, AgentReference, Unreadable
+from attestation.pricing import basis_of, check_price, request_digest
 from attestation.purchase import Terms, check_offer, parse_terms
 from attestation.registry.records import KeyRecord, encode_key, parse_key, parse_manifest
 from attestation.transcript import Transcript
@@ -191,11 +193,11 @@ class ServiceChecks(Transcript):
         terms = parse_terms(exchange)
         if terms.resource_url != exchange.url:
             raise EvidenceError(f"the terms are for {terms.resource_url}, the request went to {exchange.url}")
-        promised = manifest["payment"].get("accepts")
+        endpoint = urlsplit(exchange.url).path
+        asked = request_digest(endpoint=endpoint, method=exchange.method, body_hash=digest(exchange.request_body))
+        basis = basis_of(terms.document, request=asked)
         for accept in terms.accepts:
-            sold = {name: accept.get(name) for name in ("scheme", "network", "asset", "payTo", "amount")}
-            if not isinstance(promised, list) or sold not in promised:
-                raise EvidenceError(f"the attested build does not sell on these terms: {sold}")
+            check_price(manifest["payment"], accept, endpoint=endpoint, basis=basis)
         self._have.terms = terms
         return terms, f"signed at {made}"
 

@@ -16,7 +16,7 @@ from attestation.evidence.appraisal import NotVerified
 from attestation.http_signature import MAX_CLOCK_SKEW_SECONDS, Exchange, verify_response
 from attestation.keyset import ALGO_HTTP, ALGO_PAYMENT
 from attestation.onchain import PaymentOnChain
-from attestation.purchase import Payment, parse_payment, parse_settlement
+from attestation.purchase import Payment, check_echo, parse_payment, parse_settlement
 from attestation.service_checks import NO_TLS, ServiceChecks, readable
 from attestation.verdict import Status, Verdict
 
@@ -164,9 +164,7 @@ class Verifier(ServiceChecks):
         # Compared as JSON: to Python, true is 1.
         if jcs(payment.accepted) != jcs(terms.accepts[bundle.offer["acceptIndex"]]):
             raise EvidenceError("the payment accepts other terms than the offer")
-        for name in ("resource", "extensions"):
-            if name in payment.document and jcs(payment.document[name]) != jcs(terms.document.get(name)):
-                raise EvidenceError(f"the payment echoes another {name} than the terms")
+        check_echo(payment, terms)
         settled = receipt.event(receipts.PAYMENT_SETTLED)
         expected = {
             "type": receipts.PAYMENT_SETTLED,

@@ -126,9 +126,9 @@ async def ours(facilitator_url: str, directory: Path) -> AsyncIterator[Service]:
         Credentials(keys, identity, key_name(settings.replica)), margin_seconds=expiry_margin(lifetime), clock=unix_now
     )
     async with AsyncExitStack() as stack:
-        ledger = await Ledger.open(settings.ledger_url)
+        ledger = await Ledger.open(settings.ledger_url, owner=settings.replica)
         stack.push_async_callback(ledger.close)
-        facilitator = RemoteFacilitator(url=facilitator_url, assets=[settings.payee.asset])
+        facilitator = RemoteFacilitator(url=facilitator_url, assets=[settings.payees[0].asset])
         stack.push_async_callback(facilitator.close)
         calls = PaidCalls(ledger=ledger, facilitator=facilitator, clock=unix_now, window_seconds=60)
         stack.push_async_callback(calls.drain)

@@ -88,7 +88,7 @@ def create_app(service: Service) -> ASGIApp:
         CORSMiddleware,
         allow_origins=["*"],
         allow_methods=["GET", "POST"],
-        allow_headers=["content-type", "payment-signature"],
+        allow_headers=["content-type", "payment-signature", "idempotency-key"],
         expose_headers=EXPOSED_HEADERS,
     )
     return SigningMiddleware(

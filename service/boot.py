@@ -29,19 +29,19 @@ from attestation.registry.registration import AgentReference as RegistrationEntr
 from attestation.registry.registration import Description, build_registration, services_at
 from service.app import Service
 from service.build import compute_manifest
-from service.call import PaidCalls
+from service.call import LEASE_SECONDS, PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
+from service.facilitators import open_facilitator
 from service.http import paths
 from service.inference.admission import Admission
 from service.inference.backends import BackendOptions, open_backend
 from service.inference.summary import Summarizer
 from service.inference.weights import Progress, silent
-from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
 from service.payment.local import LocalFacilitator
 from service.payment.networks import is_mainnet_network
-from service.payment.reconcile import reconcile
-from service.payment.remote import RemoteFacilitator
+from service.payment.reconcile import Reconciler
+from service.payment.routing import Router
 from service.publication import AgentPublication, Wanted
 from service.readiness import Readiness
 from service.rotation import Rotation, rotation_lead
@@ -50,6 +50,10 @@ from service.validation import ValidationRequests
 
 SETTLEMENT_SECONDS: Final = 60
 """What an authorization must leave for its settlement, on top of the time the answer may take."""
+
+
+KEEP_ALIVE_SECONDS: Final = LEASE_SECONDS / 4
+"""How often the leases of running calls are renewed."""
 
 
 class BootError(TollsealError):
@@ -104,13 +108,13 @@ async def boot(
         check_pinned(digest, settings.pinned_manifest)
         report(f"build {digest}")
 
-        facilitator = _facilitator(settings)
+        facilitator = open_facilitator(settings)
         stack.push_async_callback(facilitator.close)
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
 
         # Before the chain is told of keys: without a ledger they would never serve anybody.
-        ledger = await Ledger.open(settings.ledger_url)
+        ledger = await Ledger.open(settings.ledger_url, owner=settings.replica, retention=settings.retention)
         stack.push_async_callback(ledger.close)
 
         keys = KeyRing.generate()
@@ -131,12 +135,12 @@ async def boot(
             clock=clock,
         )
         stack.callback(keyholder.forget)
-        await reconcile(ledger, facilitator, clock())
-        await ledger.prune(now=clock())
+        reconciler = Reconciler(ledger, facilitator, clock, interval_seconds=settings.reconcile_seconds)
+        await reconciler.once(owner=settings.replica)
         report("registering the agent")
         publication = _publication(settings, keyholder, facilitator, operator, clock=clock, report=report)
         stack.push_async_callback(publication.retire)
-        await stack.enter_async_context(_running(publication.run()))
+        await stack.enter_async_context(_meanwhile(publication.run()))
         if wait_for_agent:
             await publication.first_try()
         rotation = Rotation(
@@ -152,11 +156,13 @@ async def boot(
             facilitator=facilitator,
             clock=clock,
             window_seconds=min(SETTLEMENT_SECONDS, settings.payment_timeout_seconds // 2),
+            settle=settings.settle,
         )
         stack.push_async_callback(calls.drain)
-        await stack.enter_async_context(_running(rotation.run()))
+        for work in (rotation.run(), reconciler.run(), _kept_alive(calls)):
+            await stack.enter_async_context(_meanwhile(work))
         if (asking := _validation_requests(settings, keyholder, facilitator, operator)) is not None:
-            await stack.enter_async_context(_running(asking.run()))
+            await stack.enter_async_context(_meanwhile(asking.run()))
         readiness = Readiness(facilitator, backend)
         stack.push_async_callback(readiness.close)
         yield Service(
@@ -187,7 +193,9 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
     """
     if enclave.is_hardware:
         return
-    for name, network in (("payment network", settings.network), ("registry", settings.registry_network)):
+    payments = {option.network for option in settings.payment_options}
+    named = [("payment network", network) for network in sorted(payments)]
+    for name, network in (*named, ("registry", settings.registry_network)):
         if is_mainnet_network(network):
             raise EnclaveError(
                 f"a simulated enclave does not start with the {name} {network}: its evidence proves nothing",
@@ -219,7 +227,7 @@ def _registry(settings: Settings) -> IdentityReader:
 def _publication(
     settings: Settings,
     keyholder: Keyholder,
-    facilitator: Facilitator,
+    facilitator: Router,
     operator: LocalAccount,
     *,
     clock: Callable[[], int],
@@ -249,7 +257,7 @@ def _publication(
 
 
 def _validation_requests(
-    settings: Settings, keyholder: Keyholder, facilitator: Facilitator, operator: LocalAccount
+    settings: Settings, keyholder: Keyholder, facilitator: Router, operator: LocalAccount
 ) -> ValidationRequests | None:
     """Asks for validations, where that is wanted and the chain has where to ask."""
     _, address = settings.beside_registry
@@ -266,14 +274,15 @@ def _validation_requests(
     )
 
 
-def _alone(settings: Settings, facilitator: Facilitator) -> Callable[[], AbstractAsyncContextManager[None]]:
+def _alone(settings: Settings, facilitator: Router) -> Callable[[], AbstractAsyncContextManager[None]]:
     """Holds the operator's account: the facilitator may send from the same one at the same time."""
-    one_chain = settings.network == settings.registry_network
-    return facilitator.exclusive if isinstance(facilitator, LocalFacilitator) and one_chain else nullcontext
+    settling = facilitator.on(settings.registry_network)
+    return settling.exclusive if isinstance(settling, LocalFacilitator) else nullcontext
 
 
 @asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Work that goes on beside the service, and ends before it."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -281,6 +290,12 @@ async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def _kept_alive(calls: PaidCalls) -> None:
+    while True:
+        await asyncio.sleep(KEEP_ALIVE_SECONDS)
+        await calls.keep_alive()
 
 
 def _tls(settings: Settings, keys: KeyRing, *, now: int) -> tuple[str, ssl.SSLContext] | None:
@@ -301,15 +316,6 @@ def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
         ollama_models_dir=settings.ollama_models_dir,
         api_key=None if key is None else key.get_secret_value(),
     )
-
-
-def _facilitator(settings: Settings) -> Facilitator:
-    asset = settings.payee.asset
-    if settings.facilitator == "local":
-        return LocalFacilitator(
-            rpc_url=settings.rpc_url, operator_key=settings.operator_key.get_secret_value(), assets=[asset]
-        )
-    return RemoteFacilitator(url=settings.facilitator, rpc_url=settings.rpc_url, assets=[asset])
 
 
 def _account(settings: Settings) -> LocalAccount:

@@ -48,7 +48,7 @@ def compute_manifest(
         image_digest=settings.image_digest,
         model={**model.to_json(), "generation": generation_json()},
         prompts=template_hashes(),
-        payment=_payment_json(settings),
+        payment=payment_terms(settings),
         tee=tee_type,
     )
 
@@ -91,23 +91,38 @@ def checkout() -> Path:
     return _directory(service.__file__).parent
 
 
-def offered_prices(settings: Settings, *, input_tokens: int) -> tuple[Price, ...]:
-    """What a call with so many tokens of input costs, in every accepted asset."""
+def offered_prices(
+    settings: Settings, *, endpoint: str, input_tokens: int, max_output_tokens: int
+) -> tuple[Price, ...]:
+    """What a call of an endpoint with so many tokens costs, in every accepted asset."""
     return prices_for(
-        settings.price_rule,
-        [settings.payee],
+        settings.price_rule(endpoint),
+        settings.payees,
         input_tokens=input_tokens,
+        max_output_tokens=max_output_tokens,
         max_timeout_seconds=settings.payment_timeout_seconds,
     )
 
 
-def _payment_json(settings: Settings) -> dict[str, Any]:
-    names = ("scheme", "network", "asset", "payTo", "amount")
-    accepts = [as_json(requirements_for(price)) for price in offered_prices(settings, input_tokens=0)]
+def payment_terms(settings: Settings) -> dict[str, Any]:
+    """The terms of this build, as they stand in its manifest; docs/formats.md describes them."""
+    prices = offered_prices(settings, endpoint="", input_tokens=0, max_output_tokens=0)
+    accepts = [as_json(requirements_for(price)) for price in prices]
+    own = {endpoint: settings.price_rule(endpoint) for endpoint in settings.price_rules}
     return {
-        "accepts": [{name: accept[name] for name in names} for accept in accepts],
-        "price_rule": settings.price_rule.as_json(),
-        "facilitator": settings.facilitator,
+        "accepts": [
+            {
+                **{name: accept[name] for name in ("scheme", "network", "asset", "payTo")},
+                # One amount for whatever is asked, or what a rule needs to compute one.
+                **({"decimals": price.asset.decimals} if own else {"amount": accept["amount"]}),
+            }
+            for accept, price in zip(accepts, prices, strict=True)
+        ],
+        "price_rule": settings.price_rule().to_json(),
+        "price_rules": {endpoint: rule.to_json() for endpoint, rule in own.items()},
+        "facilitators": {option.network: list(option.facilitator) for option in settings.payment_options},
+        "settle": settings.settle,
+        "settlement_depth": settings.settlement_depth,
     }
 
 

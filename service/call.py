@@ -1,6 +1,6 @@
 """PaidCall: one paid request, from its authorization to its answer.
 
-    verify -> RESERVE -> inference -> SERVED -> settle -> SETTLED -> receipt -> out
+    verify -> RESERVE -> inference -> SETTLING -> settle -> SETTLED -> receipt -> out
 
 What a buyer can rely on:
 - Nothing is released before the transfer is on the chain, and a failed inference is never charged.
@@ -9,129 +9,119 @@ What a buyer can rely on:
 - When it is not known whether the transfer happened, the buyer is told to come back with the same payment, never to pay
   again. The chain knows.
 
+A streamed answer is settled when the model has begun to answer and nothing has left yet. If it breaks after that, its
+receipt says so, and the same payment buys the answer again. A service that is set to settle first (`settle: before`)
+charges before inference begins; an answer that then cannot be made is owed.
+
 Calls run as tasks of their own: a buyer who hangs up neither stops nor repeats one. Whoever presents the same payment
 meanwhile waits for the same task.
 """
 
 import asyncio
-import json
 import logging
-import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
-from attestation.digest import digest, jcs_digest
-from attestation.encoding import b64, b64_bytes
-from attestation.errors import EnclaveError
-from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
-from attestation.receipt import (
-    AGENT_IDENTIFIED,
-    BUILD_IDENTIFIED,
-    INFERENCE_COMPLETED,
-    PAYMENT_SETTLED,
-    REQUEST_FORWARDED,
-    REQUEST_RECEIVED,
-    RESPONSE_RETURNED,
-    sign_receipt,
+from service.answer import (
+    EVENT_STREAM,
+    Draft,
+    Paid,
+    PaidAnswer,
+    Produce,
+    Produced,
+    Request,
+    Stream,
+    new_receipt_id,
+    seal,
+    settlement_header,
+    try_signing,
+    unseal,
 )
+from service.broadcast import Broadcast
 from service.credentials import Credentials
-from service.payment.authorization import (
-    Authorization,
-    PaymentKey,
-    PaymentMismatchError,
-    check_window,
-    payment_key,
+from service.payment.authorization import Authorization, PaymentKey, payment_key
+from service.payment.charging import (
+    RETRY_AFTER_SECONDS,
+    UNFINISHED,
+    Charging,
+    ComeBackError,
+    PaidCallError,
+    PaymentConflictError,
+    PaymentRefusedError,
+    require_settled,
+    row_of,
 )
-from service.payment.facilitator import (
-    Facilitator,
-    FacilitatorUnavailableError,
-    Invalid,
-    Unavailable,
-    Unused,
-    Used,
-    Void,
-)
-from service.payment.ledger import Conflict, Existing, Ledger, Moved, Row, Stale, State
-from service.payment.reconcile import RAN_OUT, REORG_MARGIN_SECONDS
-from service.payment.settlement import settle_served
-from service.payment.terms import PaymentPayload, PaymentRequirements, payment_response, payment_response_header
+from service.payment.facilitator import Facilitator
+from service.payment.ledger import Ledger, LedgerUnavailableError, NewReceipt, Row, State
+from service.payment.settlement import Kept
+from service.payment.terms import PaymentPayload, PaymentRequirements
 
-TRIAL: Final = b"tollseal: does this key sign?"
-"""Signed with the http key before anything is paid, and shown to nobody. No signature base begins like this."""
+__all__ = [
+    "RETRY_AFTER_SECONDS",
+    "ComeBackError",
+    "PaidAnswer",
+    "PaidCallError",
+    "PaidCalls",
+    "PaidStream",
+    "PaymentConflictError",
+    "PaymentRefusedError",
+    "Produce",
+    "Produced",
+    "Request",
+    "Stream",
+]
 
 _log: Final = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS: Final = 2
-"""When a buyer is told to come back about a payment whose outcome is not known: about one block."""
-
-
-class PaidCallError(Exception):
-    """Root of the ways in which a paid call ends without an answer."""
-
-
-class PaymentRefusedError(PaidCallError):
-    """The payment cannot be accepted, or was not executed: nothing was charged (402)."""
-
-
-class PaymentConflictError(PaidCallError):
-    """The payment belongs to another request (409)."""
-
-
-class ComeBackError(PaidCallError):
-    """It is not known yet whether the payment was executed, or whether it can be: the same payment gets the answer
-    later (503)."""
-
-    retry_after_seconds = RETRY_AFTER_SECONDS
+LEASE_SECONDS: Final = 120
+"""After which a payment that nobody keeps alive counts as abandoned, for other replicas to finish."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What is bought."""
+class PaidStream:
+    """A paid answer that is on its way: what its head says, and its bytes as they come."""
 
-    endpoint: str
-    method: str
-    body: bytes
-    """The exact bytes on the wire."""
-    resource_url: str
+    receipt_id: str
+    """Under which the receipt can be fetched once the stream has ended."""
+    payment_response: str
+    credentials: Credentials
+    body: Broadcast
+    media_type: str = EVENT_STREAM
+
+    def read(self) -> AsyncIterator[bytes]:
+        """The answer's bytes, from the first one.
+
+        Raises:
+            StreamBrokenError: it broke off; the same payment buys it again.
+        """
+        return self.body.read()
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A streamed answer that has begun."""
+
+    first: bytes | Produced
+    rest: AsyncGenerator[bytes | Produced, None]
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call that is running."""
+
+    request: Request
+    authorization: Authorization
+    credentials: Credentials
+    head: asyncio.Future[PaidStream] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """Of a streamed answer: set when it begins to leave."""
+    task: asyncio.Task[PaidAnswer | None] | None = None
 
     @property
-    def digest(self) -> str:
-        """What a payment is bound to in the ledger."""
-        return jcs_digest({"endpoint": self.endpoint, "method": self.method, "body": digest(self.body)})
-
-
-@dataclass(frozen=True, slots=True)
-class Produced:
-    """What inference produced for a request: the response body and what the receipt says about it."""
-
-    answer_id: str
-    model: str
-    body: bytes
-    forwarded: tuple[str, ...]
-    """``sha256:`` digests of the exact bytes of each call to the model, in order."""
-    completed: Mapping[str, Any]
-    """The fields of `inference.completed`."""
-    media_type: str = "application/json"
-
-
-@dataclass(frozen=True, slots=True)
-class PaidAnswer:
-    """A released answer with its proofs."""
-
-    body: bytes
-    receipt: Mapping[str, Any]
-    payment_response: str
-    """Value of the PAYMENT-RESPONSE header, with the signed x402 receipt in it."""
-    credentials: Credentials
-    """Under which the proofs are, and the response has to be signed."""
-
-
-Produce = Callable[[], Awaitable[Produced]]
-
-Stream = Callable[[], AsyncGenerator[bytes | Produced, None]]
-"""Makes an answer piece by piece: yields the exact bytes in order, the first ones only when the model has really begun
-to answer, and last the whole as one `Produced`, whose body is all of them together. Closing it frees the model."""
+    def running(self) -> asyncio.Task[PaidAnswer | None]:
+        if self.task is None:
+            raise RuntimeError("the call was not started")
+        return self.task
 
 
 class PaidCalls:
@@ -142,6 +132,8 @@ class PaidCalls:
         facilitator: checks and executes them.
         clock: unix seconds.
         window_seconds: how long an authorization must stay valid for its answer to be made and settled.
+        lease_seconds: after which other replicas take a payment for abandoned; `keep_alive` renews it.
+        settle: whether payments are executed before or after inference.
     """
 
     def __init__(
@@ -151,15 +143,39 @@ class PaidCalls:
         facilitator: Facilitator,
         clock: Callable[[], int],
         window_seconds: int,
+        lease_seconds: int = LEASE_SECONDS,
+        settle: Literal["before", "after"] = "after",
     ) -> None:
         self._ledger = ledger
-        self._facilitator = facilitator
         self._clock = clock
-        self._window = window_seconds
-        self._running: dict[PaymentKey, tuple[str, Authorization, asyncio.Task[PaidAnswer]]] = {}
+        self._lease = lease_seconds
+        self._settle_first = settle == "before"
+        self._charging = Charging(
+            ledger=ledger,
+            facilitator=facilitator,
+            clock=clock,
+            window_seconds=window_seconds,
+            lease_seconds=lease_seconds,
+        )
+        self._running: dict[PaymentKey, _Call] = {}
+
+    async def find(self, payload: PaymentPayload) -> Row | None:
+        """What is known of a payment: pass it on to `run` or `stream`."""
+        return await self._ledger.find(payment_key(payload))
+
+    @staticmethod
+    def accepted_terms(known: Row | None) -> PaymentRequirements | None:
+        """The terms that a payment was accepted under before, if it was: they hold although the price has changed."""
+        # A payment that bought nothing is worth what is asked today, like any other.
+        return None if known is None or known.state is State.RELEASED else known.authorization.requirements
 
     async def run(
-        self, request: Request, authorization: Authorization, produce: Produce, credentials: Credentials
+        self,
+        request: Request,
+        authorization: Authorization,
+        produce: Produce,
+        credentials: Credentials,
+        known: Row | None = None,
     ) -> PaidAnswer:
         """The answer to a paid request.
 
@@ -168,6 +184,7 @@ class PaidCalls:
             authorization: matched with the terms of exactly this request; not yet verified.
             produce: makes the answer; called at most once, and only after the payment has been verified and reserved.
             credentials: sign the proofs of the answer, unless a call with the same payment is running already.
+            known: what `find` said of the payment.
 
         Raises:
             PaymentRefusedError: nothing was charged.
@@ -175,241 +192,257 @@ class PaidCalls:
             ComeBackError: the same payment will get the answer later.
             Exception: whatever `produce` raised; the payment was released, nothing was charged.
         """
-        running = self._running.get(authorization.key)
-        if running is not None:
-            digest_, presented, task = running
-            # The signature counts too: who only knows the nonce and the request has no claim to the answer.
-            if digest_ != request.digest or presented != authorization:
-                raise PaymentConflictError("this payment is being used for another request")
-        else:
-            task = asyncio.create_task(self._run(request, authorization, produce, credentials))
-            self._running[authorization.key] = (request.digest, authorization, task)
-            task.add_done_callback(lambda _: self._running.pop(authorization.key, None))
-            task.add_done_callback(_retrieve)
-        return await asyncio.shield(task)
+        call = self._join(request, authorization)
+        if call is None:
+            call = _Call(request, authorization, credentials)
+            self._start(call, self._run(call, produce, known))
+        answer = await asyncio.shield(call.running)
+        if answer is None:  # not the same request after all: whether it streams is part of it
+            raise PaymentConflictError("this payment is being used for a streamed answer")
+        return answer
 
-    async def terms_of(self, payload: PaymentPayload) -> PaymentRequirements | None:
-        """The terms that a payment was accepted under before, if it was: they hold although the price has changed."""
-        row = await self._ledger.find(payment_key(payload))
-        # A payment that bought nothing is worth what is asked today, like any other.
-        return None if row is None or row.state is State.RELEASED else row.authorization.requirements
+    async def stream(
+        self,
+        request: Request,
+        authorization: Authorization,
+        stream: Stream,
+        credentials: Credentials,
+        known: Row | None = None,
+    ) -> PaidStream:
+        """The answer to a paid request, from the moment on at which it is paid and begins to come.
+
+        Args and errors are those of `run`; what breaks the answer later is told by its bytes and its receipt.
+        """
+        call = self._join(request, authorization)
+        if call is None:
+            call = _Call(request, authorization, credentials)
+            self._start(call, self._run_stream(call, stream, known))
+        return await asyncio.shield(call.head)
+
+    async def keep_alive(self) -> None:
+        """Renew the leases of the payments that are being worked on. To be called well within every lease."""
+        try:
+            for key in list(self._running):
+                row = await self._ledger.find(key)
+                if row is not None and row.state in UNFINISHED:
+                    await self._ledger.renew(row, now=self._clock(), lease_seconds=self._lease)
+        except LedgerUnavailableError:
+            _log.warning("leases could not be renewed: the ledger does not answer")
 
     async def drain(self) -> None:
         """Wait for the calls that are running."""
         while self._running:
-            await asyncio.wait([task for *_, task in self._running.values()])
+            await asyncio.wait([call.running for call in self._running.values()])
 
-    async def _run(
-        self, request: Request, authorization: Authorization, produce: Produce, credentials: Credentials
-    ) -> PaidAnswer:
-        row = await self._ledger.find(authorization.key)
-        if row is None or row.state is State.RELEASED:
-            row = await self._reserve(request, authorization)
-        if row.request_digest != request.digest or row.authorization != authorization:
-            raise PaymentConflictError("this payment was used for another request")
-        if row.state is State.RESERVED:
-            row = await self._serve(row, request, produce, credentials)
-        if row.state in (State.SETTLING, State.UNKNOWN):
-            row = await self._ask_chain(row)
-        if row.state is State.SERVED:
-            row = _moved(await settle_served(self._ledger, self._facilitator, row, self._clock))
-        if row.state is State.REJECTED:
-            raise PaymentRefusedError(row.reason or "the payment was not executed")
-        if row.state is not State.SETTLED:
-            raise ComeBackError("it is not known yet whether the payment was executed; send the same one again")
-        return await self._deliver(row, request, produce, credentials)
+    def _join(self, request: Request, authorization: Authorization) -> _Call | None:
+        call = self._running.get(authorization.key)
+        # The signature counts too: who only knows the nonce and the request has no claim to the answer.
+        if call is not None and (call.request.digest != request.digest or call.authorization != authorization):
+            raise PaymentConflictError("this payment is being used for another request")
+        return call
 
-    async def _reserve(self, request: Request, authorization: Authorization) -> Row:
+    def _start(self, call: _Call, work: Coroutine[Any, Any, PaidAnswer | None]) -> None:
+        call.task = task = asyncio.create_task(work)
+        self._running[call.authorization.key] = call
+        task.add_done_callback(lambda _: self._running.pop(call.authorization.key, None))
+        task.add_done_callback(_retrieve)
+
+    async def _run(self, call: _Call, produce: Produce, known: Row | None) -> PaidAnswer:
+        row = await self._charging.claim(call.authorization, call.request.digest, known)
+        if row.state is State.RESERVED and not self._settle_first:
+            draft = await self._make(call, row, produce)
+            answers: list[PaidAnswer] = []
+            paid_in: list[str] = []
+
+            def sign(transaction: str, now: int) -> NewReceipt:
+                paid_in.append(transaction)
+                answers.append(draft.answer(call.request, Paid(row.authorization, transaction, now), call.credentials))
+                return draft.new_receipt(answers[0])
+
+            kept = Kept(seal(draft, row, call.credentials), draft.receipt_id)
+            settled = await self._charging.charge(row, kept, sign)
+            require_settled(settled)
+            if answers and settled.transaction == paid_in[0]:
+                return answers[0]
+        else:
+            settled = await self._charged(row)
+        return await self._deliver(call, settled, produce)
+
+    async def _run_stream(self, call: _Call, stream: Stream, known: Row | None) -> None:
+        """Brings a stream on its way, and to its end; what fails before its head goes to whoever waits for that."""
         try:
-            check_window(authorization, now=self._clock(), needed_seconds=self._window)
-            verified = await self._facilitator.verify(authorization)
-        except PaymentMismatchError as error:
-            raise PaymentRefusedError(str(error)) from error
-        except FacilitatorUnavailableError as error:
-            raise ComeBackError(f"{error}; nothing was charged") from error
-        if isinstance(verified, Invalid):
-            raise PaymentRefusedError(f"{verified.reason}: {verified.message}")
-        match await self._ledger.reserve(authorization, request.digest, self._clock()):
-            case Conflict():
-                raise PaymentConflictError("this payment was used for another request")
-            case Existing(row) if row.state is State.RESERVED:
-                # Another process holds it; taking its work over could serve one payment twice.
-                raise ComeBackError("the payment is being worked on; send the same request with it again")
-            case Existing(row):
-                return row
-            case reserved:
-                return reserved.row
+            await self._stream(call, stream, known)
+        except BaseException as error:
+            if call.head.done():
+                raise
+            call.head.set_exception(error if isinstance(error, Exception) else _stopped())
+            call.head.exception()  # with everybody gone, nobody else will look
+            if not isinstance(error, Exception):
+                raise
 
-    async def _serve(self, row: Row, request: Request, produce: Produce, credentials: Credentials) -> Row:
+    async def _stream(self, call: _Call, stream: Stream, known: Row | None) -> None:
+        row = await self._charging.claim(call.authorization, call.request.digest, known)
+        source: _Source | None = None
+        try:
+            if row.state is State.RESERVED and not self._settle_first:
+                source = await self._begin(call, row, stream)
+                row = await self._charging.charge(row)
+                require_settled(row)
+            else:
+                row = await self._charged(row)
+            draft = unseal(row, call.credentials)
+            if draft is not None:
+                await self._replay(call, row, draft)
+            else:
+                source = source or await _owed_stream(stream)
+                await self._pump(call, row, source)
+        finally:
+            if source is not None:
+                await source.rest.aclose()
+
+    async def _charged(self, row: Row) -> Row:
+        """The SETTLED row of a payment whose answer is made after it, or was made before."""
+        if row.state in (State.RESERVED, State.SERVED):
+            row = await self._charging.charge(row)
+        require_settled(row)
+        return row
+
+    async def _make(self, call: _Call, row: Row, produce: Produce) -> Draft:
+        """The answer, before it is paid; without one the payment is released."""
         try:
             produced = await produce()
-            result = self._stored(request, produced, credentials)
             # A signer that does not work is found out here, while nothing has been paid.
-            _answer(row, request, result, credentials, transaction="0x" + "00" * 32, settled_at=self._clock())
-            credentials.keys.sign_http(TRIAL)
+            try_signing(call.credentials)
+            return self._draft(call, produced, new_receipt_id())
         except BaseException as error:
-            await asyncio.shield(self._ledger.release(row, reason=type(error).__name__, now=self._clock()))
+            await self._release(row, error)
             raise
-        sealed = _seal(credentials, row, result)
-        return _moved(await self._ledger.serve(row, result=sealed, now=self._clock(), receipt_id=result["receipt_id"]))
 
-    async def _ask_chain(self, row: Row) -> Row:
-        """What became of a transfer that may have happened (EIP-3009 `authorizationState` and events)."""
-        match await self._facilitator.outcome(row.authorization):
-            case Used(transaction=transaction):
-                return _moved(await self._ledger.settled(row, transaction=transaction, now=self._clock()))
-            case Void(reason):
-                return _moved(await self._ledger.rejected(row, reason=reason, now=self._clock()))
-            case Unused(chain_time) if chain_time >= row.authorization.valid_before + REORG_MARGIN_SECONDS:
-                return _moved(await self._ledger.rejected(row, reason=RAN_OUT, now=self._clock()))
-            case Unused(chain_time) if row.state is State.UNKNOWN and chain_time < row.authorization.valid_before:
-                # Settling again is safe even if a transaction still waits: the token executes a nonce once.
-                return _moved(await self._ledger.resume(row, now=self._clock()))
-            case Unused() | Unavailable():
-                return row
+    async def _begin(self, call: _Call, row: Row, stream: Stream) -> _Source:
+        """A stream whose first piece is there, before it is paid; without one the payment is released."""
+        source: _Source | None = None
+        try:
+            source = await _started(stream)
+            try_signing(call.credentials)
+        except BaseException as error:
+            if source is not None:
+                await source.rest.aclose()
+            await self._release(row, error)
+            raise
+        return source
 
-    async def _deliver(self, row: Row, request: Request, produce: Produce, credentials: Credentials) -> PaidAnswer:
-        result = _unseal(credentials, row)
-        if result is None:
-            # Paid before a restart: the keys that could read the stored answer are gone, and the buyer is owed one.
+    async def _release(self, row: Row, error: BaseException) -> None:
+        await asyncio.shield(self._ledger.release(row, reason=type(error).__name__, now=self._clock()))
+        if row.reclaimed is not None and isinstance(error, Exception):
+            # An earlier transaction may still be executed, so nobody may say that nothing was charged.
+            raise _owed(error) from error
+
+    async def _deliver(self, call: _Call, row: Row, produce: Produce) -> PaidAnswer:
+        """The answer to a payment that has been made: the kept one, or one that is made anew because it is owed."""
+        draft = unseal(row, call.credentials)
+        if draft is None:
+            # Paid before a restart, and the keys that could read the stored answer are gone; or paid first.
             try:
-                result = self._stored(request, await produce(), credentials)
+                draft = self._draft(call, await produce(), new_receipt_id())
             except Exception as error:
-                _log.warning("an answer that is owed could not be made: %s", type(error).__name__)
-                raise ComeBackError(
-                    "the payment was made and the answer to it is owed, but it cannot be had now; "
-                    "send the same request with the same payment again"
-                ) from error
-            sealed = _seal(credentials, row, result)
-            replaced = await self._ledger.replace_result(
-                row, result=sealed, now=self._clock(), receipt_id=result["receipt_id"]
-            )
-            row = _moved(replaced)
-            result = _unseal(credentials, row) or result
-        answer = _answer(row, request, result, credentials, transaction=row.transaction or "", settled_at=row.updated)
-        await self._ledger.put_receipt(
-            receipt_id=answer.receipt["receipt_id"],
-            chat_id=result["answer_id"],
-            receipt=json.dumps(answer.receipt),
-            now=self._clock(),
-        )
+                raise _owed(error) from error
+            row = await self._keep(call, row, draft)
+            draft = unseal(row, call.credentials) or draft
+        answer = draft.answer(call.request, _paid(row), call.credentials)
+        await self._ledger.put_receipt(draft.new_receipt(answer), now=self._clock())
         return answer
 
-    def _stored(self, request: Request, produced: Produced, credentials: Credentials) -> dict[str, Any]:
-        """Everything about an answer but its payment: from this and the transaction, receipt and body follow."""
-        forwarded = [{"type": REQUEST_FORWARDED, "body_hash": hash_} for hash_ in produced.forwarded]
-        agent = credentials.identity.registered_agent
-        return {
-            "answer_id": produced.answer_id,
-            "receipt_id": f"rcpt-{secrets.token_hex(16)}",
-            "model": produced.model,
-            "served_at": self._clock(),
-            "body": b64(produced.body),
-            "before_payment": [
-                {"type": REQUEST_RECEIVED, "body_hash": digest(request.body)},
-                {"type": AGENT_IDENTIFIED, "agent_registry": agent.registry_id, "agent_id": agent.agent_id},
-                {"type": BUILD_IDENTIFIED, "manifest_digest": credentials.identity.manifest_digest},
-                *forwarded,
-                {"type": INFERENCE_COMPLETED, **produced.completed},
-            ],
-            "resource_url": request.resource_url,
-            "keyset": credentials.identity.keyset.digest,
-        }
+    async def _replay(self, call: _Call, row: Row, draft: Draft) -> None:
+        """A streamed answer that is there already, in one piece."""
+        answer = draft.answer(call.request, _paid(row), call.credentials)
+        await self._ledger.put_receipt(draft.new_receipt(answer), now=self._clock())
+        body = Broadcast()
+        body.write(answer.body)
+        body.end()
+        call.head.set_result(PaidStream(answer.receipt_id, answer.payment_response, answer.credentials, body))
+
+    async def _pump(self, call: _Call, row: Row, source: _Source) -> None:
+        """Pass a stream on, then keep it and sign its receipt; one that breaks gets a receipt that says so."""
+        receipt_id, body, paid = new_receipt_id(), Broadcast(), _paid(row)
+        header = settlement_header(paid, call.request.resource_url, call.credentials)
+        call.head.set_result(PaidStream(receipt_id, header, call.credentials, body))
+        try:
+            draft = self._draft(call, await _passed_on(source, body), receipt_id)
+            answer = draft.answer(call.request, paid, call.credentials)
+            await self._keep(call, row, draft, draft.new_receipt(answer))
+        except BaseException as error:
+            _log.warning("a streamed answer broke off: %s", type(error).__name__)
+            now = self._clock()
+            broken = Draft.broken(call.request, body.written, call.credentials, receipt_id=receipt_id, now=now)
+            try:
+                receipt = broken.new_receipt(broken.answer(call.request, paid, call.credentials))
+                await self._ledger.put_receipt(receipt, now=now)
+            finally:
+                body.break_off()
+            raise
+        body.end()
+
+    async def _keep(self, call: _Call, row: Row, draft: Draft, receipt: NewReceipt | None = None) -> Row:
+        """Store an answer that is owed; when somebody was faster, theirs counts."""
+        done = await self._ledger.replace_result(
+            row,
+            result=seal(draft, row, call.credentials),
+            now=self._clock(),
+            receipt_id=draft.receipt_id,
+            receipt=receipt,
+        )
+        return row_of(done)
+
+    def _draft(self, call: _Call, produced: Produced, receipt_id: str) -> Draft:
+        return Draft.of(call.request, produced, call.credentials, receipt_id=receipt_id, now=self._clock())
 
 
-def _answer(
-    row: Row,
-    request: Request,
-    result: Mapping[str, Any],
-    credentials: Credentials,
-    *,
-    transaction: str,
-    settled_at: int,
-) -> PaidAnswer:
-    body = b64_bytes(result["body"], "stored answer")
-    paid = row.authorization
-    receipt = sign_receipt(
-        receipt_id=_receipt_id(result, credentials),
-        chat_id=result["answer_id"],
-        model=result["model"],
-        keyset_digest=credentials.identity.keyset.digest,
-        endpoint=request.endpoint,
-        method=request.method,
-        served_at=result["served_at"],
-        events=[
-            *result["before_payment"],
-            {
-                "type": PAYMENT_SETTLED,
-                "scheme": paid.scheme,
-                "network": paid.network,
-                "asset": paid.asset,
-                "pay_to": paid.pay_to,
-                "payer": paid.payer,
-                "amount": str(paid.amount),
-                "nonce": paid.nonce,
-                "transaction": transaction,
-            },
-            {"type": RESPONSE_RETURNED, "body_hash": digest(body), "complete": True},
-        ],
-        signer=credentials.keys,
-    )
-    proof = sign_payment_receipt(
-        PaymentReceipt(
-            network=paid.network,
-            resource_url=result["resource_url"],
-            payer=paid.payer,
-            issued_at=settled_at,
-            transaction=transaction,
-        ),
-        credentials.keys,
-    )
-    settlement = payment_response(
-        transaction=transaction,
-        network=paid.network,
-        payer=paid.payer,
-        amount=paid.amount,
-        extensions={EXTENSION: {"info": {"receipt": proof}}},
-    )
-    return PaidAnswer(
-        body=body, receipt=receipt, payment_response=payment_response_header(settlement), credentials=credentials
-    )
-
-
-def _receipt_id(result: Mapping[str, Any], credentials: Credentials) -> str:
-    """A receipt never changes, so an answer that is fetched under later keys has another one, with an id of its own."""
-    first: str = result["receipt_id"]
-    keyset = credentials.identity.keyset.digest
-    return first if keyset == result["keyset"] else f"{first}-{keyset.removeprefix('sha256:')[:16]}"
-
-
-def _seal(credentials: Credentials, row: Row, result: Mapping[str, Any]) -> bytes:
-    return credentials.keys.seal(json.dumps(result).encode(), context=_context(row))
-
-
-def _unseal(credentials: Credentials, row: Row) -> dict[str, Any] | None:
-    if row.result is None:
-        return None
+async def _started(stream: Stream) -> _Source:
+    """A stream whose first piece is there."""
+    rest = stream()
     try:
-        stored = credentials.keys.unseal(row.result, context=_context(row))
-    except EnclaveError:
-        return None
-    result: dict[str, Any] = json.loads(stored)
-    return result
+        return _Source(await anext(rest), rest)
+    except BaseException:
+        await rest.aclose()
+        raise
 
 
-def _context(row: Row) -> bytes:
-    """Ties a stored answer to its payment and request, so that no row can be given another row's answer."""
-    return "|".join((*row.authorization.key, row.request_digest)).encode()
+async def _owed_stream(stream: Stream) -> _Source:
+    """A stream that was paid before, begun again."""
+    try:
+        return await _started(stream)
+    except Exception as error:
+        raise _owed(error) from error
 
 
-def _moved(change: Moved | Stale) -> Row:
-    """The row as it is after a transition, whoever made it."""
-    if change.row is None:
-        raise ComeBackError("the payment's record was removed; send the same request with the same payment again")
-    return change.row
+async def _passed_on(source: _Source, body: Broadcast) -> Produced:
+    """What a stream says of itself at its end, after its pieces have been written to `body`."""
+    piece: bytes | Produced | None = source.first
+    while isinstance(piece, bytes):
+        body.write(piece)
+        piece = await anext(source.rest, None)
+    if piece is None or piece.body != body.written:
+        raise RuntimeError("a stream ended without saying what it was")
+    return piece
 
 
-def _retrieve(task: asyncio.Task[PaidAnswer]) -> None:
+def _paid(row: Row) -> Paid:
+    return Paid(row.authorization, row.transaction or "", row.updated)
+
+
+def _stopped() -> ComeBackError:
+    return ComeBackError("the service is stopping; send the same request with the same payment again")
+
+
+def _owed(error: Exception) -> ComeBackError:
+    _log.warning("an answer that is owed could not be made: %s", type(error).__name__)
+    return ComeBackError(
+        "the payment was made and the answer to it is owed, but it cannot be had now; "
+        "send the same request with the same payment again"
+    )
+
+
+def _retrieve(task: asyncio.Task[PaidAnswer | None]) -> None:
     """Mark a task's exception as seen: with everybody gone, nobody else will look."""
     if not task.cancelled():
         task.exception()

@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 
 import click
 import httpx
+import uvloop
 from pydantic import ValidationError
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -320,7 +321,8 @@ async def _interruptible(work: Coroutine[Any, Any, int | None]) -> int | None:
 
 def _run(work: Coroutine[Any, Any, int | None]) -> NoReturn:
     try:
-        code = asyncio.run(_interruptible(work))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(_interruptible(work))
     except _EXPECTED as error:
         text = error.diagnostics() if isinstance(error, TollsealError) else str(error)
         console(stderr=True).print(printable(text, lines=True), style="red", markup=False)

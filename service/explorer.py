@@ -96,19 +96,24 @@ class Explorer:
         return OnChain(profile, validations, ratings, now)
 
     async def _ratings(self, reader: ReputationReader, agent_id: int) -> tuple[CheckedRating, ...]:
-        settings = self._settings
-        payee = settings.payee
-        chain = int(settings.network.removeprefix("eip155:"))
+        options = self._settings.payment_options
+        nodes = {_chain_id(option.network): option.rpc_url for option in options}
         async with AsyncExitStack() as resources:
-            payments = await resources.enter_async_context(PaymentReader(settings.rpc_url, chain))
+            payments = {
+                chain: await resources.enter_async_context(PaymentReader(url, chain)) for chain, url in nodes.items()
+            }
             checker = FeedbackChecker(
                 reader,
-                {chain: payments},
-                {(chain, payee.asset.address.lower())},
+                payments,
+                {(_chain_id(option.network), option.asset.lower()) for option in options},
                 _inline_only,
-                own={payee.pay_to.lower()},
+                own={option.pay_to.lower() for option in options},
             )
             return await checker.check(agent_id)
+
+
+def _chain_id(network: str) -> int:
+    return int(network.removeprefix("eip155:"))
 
 
 async def _inline_only(uri: str) -> bytes:

@@ -1,16 +1,17 @@
-"""What a request costs: pure functions from a price rule to exact amounts.
+"""What is accepted for a request, and how much of it: pure functions from a price rule to exact amounts.
 
-Prices are written as decimal strings ("0.01") and become integers in the asset's atomic units at once; no float and no
-rounding exists on the way. A price that has no exact form in the asset's decimals is refused, never rounded.
+The arithmetic is `attestation.pricing`, which buyers check with. A fixed price that has no exact form in an accepted
+asset's decimals is refused, never rounded.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from attestation.errors import MalformedError
-from attestation.money import parse_amount
+from attestation.money import MAX_DECIMALS
+from attestation.pricing import PriceRule
 from service.payment.networks import BASE, BASE_SEPOLIA
 
 _ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{40}")
@@ -50,8 +51,8 @@ class Asset:
         if not _NETWORK.fullmatch(self.network):
             raise PriceError(f"asset network {self.network!r} is not a CAIP-2 name such as {BASE_SEPOLIA}")
         _require_address("asset address", self.address)
-        if not 0 <= self.decimals <= 77:
-            raise PriceError(f"asset decimals must be between 0 and 77, not {self.decimals}")
+        if not 0 <= self.decimals <= MAX_DECIMALS:
+            raise PriceError(f"asset decimals must be between 0 and {MAX_DECIMALS}, not {self.decimals}")
         if not self.name or not self.version:
             raise PriceError("an asset needs the name and the version of its EIP-712 domain")
 
@@ -96,51 +97,13 @@ class Price:
     max_timeout_seconds: int
 
 
-@dataclass(frozen=True, slots=True)
-class InputTier:
-    """The price of a call whose input has at most `up_to_tokens` tokens."""
-
-    up_to_tokens: int
-    price: str
-
-
-@dataclass(frozen=True, slots=True)
-class PriceRule:
-    """How a call is priced, in decimal strings of one currency for all assets.
-
-    Attributes:
-        per_call: the price of a call that no tier covers; the only price when there are no tiers.
-        tiers: cheaper (or dearer) prices by input size, smallest first.
-
-    Raises:
-        PriceError: tiers that are not in ascending order, or a price that is not a positive decimal.
-    """
-
-    per_call: str
-    tiers: tuple[InputTier, ...] = ()
-
-    def __post_init__(self) -> None:
-        for price in (self.per_call, *(tier.price for tier in self.tiers)):
-            parse_price(price, decimals=len(price))  # whether it fits an asset is known per asset, in prices_for
-        limits = [tier.up_to_tokens for tier in self.tiers]
-        if any(limit < 1 for limit in limits) or limits != sorted(set(limits)):
-            raise PriceError(f"price tiers must have ascending token limits of at least 1, not {limits}")
-
-    def price_for(self, input_tokens: int) -> str:
-        """The decimal price of a call with `input_tokens` tokens of input."""
-        for tier in self.tiers:
-            if input_tokens <= tier.up_to_tokens:
-                return tier.price
-        return self.per_call
-
-    def as_json(self) -> dict[str, Any]:
-        """The rule as it stands in the build manifest."""
-        tiers = [{"up_to_tokens": tier.up_to_tokens, "price": tier.price} for tier in self.tiers]
-        return {"per_call": self.per_call, "tiers": tiers}
-
-
 def prices_for(
-    rule: PriceRule, payees: Sequence[Payee], *, input_tokens: int, max_timeout_seconds: int
+    rule: PriceRule,
+    payees: Sequence[Payee],
+    *,
+    input_tokens: int,
+    max_output_tokens: int,
+    max_timeout_seconds: int,
 ) -> tuple[Price, ...]:
     """The price of one request in every asset that is accepted, in the order of `payees`.
 
@@ -149,24 +112,31 @@ def prices_for(
     """
     if max_timeout_seconds < 1:
         raise PriceError(f"max_timeout_seconds must be at least 1, not {max_timeout_seconds}")
-    text = rule.price_for(input_tokens)
     return tuple(
-        Price(parse_price(text, payee.asset.decimals), payee.asset, payee.pay_to, max_timeout_seconds)
+        Price(
+            _amount(rule, input_tokens, max_output_tokens, payee.asset), payee.asset, payee.pay_to, max_timeout_seconds
+        )
         for payee in payees
     )
 
 
-def parse_price(text: str, decimals: int) -> int:
-    """Atomic units for a decimal string: ("0.01", 6) -> 10000.
+def check_rule(rule: PriceRule, payees: Sequence[Payee]) -> None:
+    """Refuse a rule that some call could not be priced by, before anything is offered.
 
     Raises:
-        PriceError: not a plain positive decimal (sign, exponent, NaN, spaces, missing digits), more decimals than the
-            asset has, zero, or more than a uint256 holds.
+        PriceError: one of its base prices has no exact form in one of the assets.
     """
+    for payee in payees:
+        for input_tokens in (*(tier.up_to_tokens for tier in rule.tiers), _MANY_TOKENS):
+            _amount(rule, input_tokens, _MANY_TOKENS, payee.asset)
+
+
+_MANY_TOKENS: Final = 1 << 53
+"""More than any call has: beyond every tier, and what sums must still hold."""
+
+
+def _amount(rule: PriceRule, input_tokens: int, max_output_tokens: int, asset: Asset) -> int:
     try:
-        amount = parse_amount(text, decimals)
+        return rule.amount(input_tokens, max_output_tokens, decimals=asset.decimals)
     except MalformedError as error:
-        raise PriceError(str(error)) from error
-    if amount == 0:
-        raise PriceError(f"price {text!r} must be greater than zero")
-    return amount
+        raise PriceError(f"{error} (asset {asset.symbol} on {asset.network})") from error

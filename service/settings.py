@@ -1,21 +1,35 @@
 """Every setting of the service, built once in `main` and passed in. Nothing else reads the environment."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, StringConstraints, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from attestation.pricing import PriceRule
 from attestation.registry.canonical import registries
 from attestation.registry.records import SECOND_SLOT
 from service.payment.networks import BASE_SEPOLIA
-from service.pricing import Asset, Payee, PriceRule, prices_for
+from service.payment.options import (
+    LOCAL,
+    Address,
+    Amount,
+    Caip2,
+    Endpoint,
+    Facilitators,
+    HttpUrl,
+    PaymentOption,
+    PriceOption,
+    check_authorizations,
+    json_text,
+)
+from service.payment.records import Retention
+from service.pricing import Payee, check_rule
 
-Address = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-fA-F]{40}$")]
-Caip2 = Annotated[str, StringConstraints(pattern=r"^eip155:[1-9][0-9]{0,17}$")]
+Json = BeforeValidator(json_text)
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Origin = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+/?$")]
-HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+[^\s?#]*$")]
 
 
 class Settings(BaseSettings):
@@ -57,11 +71,23 @@ class Settings(BaseSettings):
     asset_version: str = "2"
     asset_decimals: Annotated[int, Field(ge=0, le=36)] = 6
     pay_to: Address
-    price: str = "0.01"
+    price: Amount = "0.01"
     """US dollars per call, as a decimal."""
+    price_rules: Annotated[dict[Endpoint, PriceOption], NoDecode, Json] = {}
+    """Endpoints that are priced otherwise, by their path."""
     payment_timeout_seconds: Annotated[int, Field(ge=30, le=86_400)] = 900
-    facilitator: Literal["local"] | HttpUrl = "local"
+    settle: Literal["before", "after"] = "after"
+    """Whether money moves before or after the answer is made."""
+    settlement_depth: Annotated[int, Field(ge=1, le=128)] = 1
+    """Blocks that a transfer must be in or under before it counts."""
+    facilitator: Annotated[Facilitators, NoDecode] = (LOCAL,)
+    facilitator_auth: Annotated[dict[HttpUrl, SecretStr], NoDecode, Json] = {}
+    """Value of the Authorization header for a facilitator, by its URL."""
+    facilitator_timeout_seconds: Annotated[int, Field(ge=1, le=600)] = 60
+    """For one request to a facilitator; a settlement is answered when it is in a block."""
     rpc_url: HttpUrl
+    payments: Annotated[tuple[PaymentOption, ...], NoDecode, Json, Field(max_length=16)] = ()
+    """Further ways to pay, beside the one that the settings above describe."""
     operator_key: SecretStr
     """Pays for gas: settlements of the local facilitator, and registry updates. Owns nothing else."""
 
@@ -104,16 +130,41 @@ class Settings(BaseSettings):
     image_digest: Digest | None = None
 
     # What it remembers
-    ledger_url: str = "sqlite:///tollseal-ledger.db"
+    ledger_url: Annotated[str, Field(repr=False)] = "sqlite:///tollseal-ledger.db"
+    """`sqlite:///FILE`, or `postgresql+psycopg://USER:PASSWORD@HOST/DATABASE` for several replicas."""
+    reconcile_seconds: Annotated[int, Field(ge=5, le=86_400)] = 60
+    """How often payments are looked for that a stopped process, a facilitator or the chain has left unfinished."""
+    payment_retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    """How long finished payments are kept, with their answers. Unfinished ones stay until they are finished."""
+    receipt_retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    max_receipts: Annotated[int, Field(ge=1)] = 100_000
+    max_answer_megabytes: Annotated[int, Field(ge=1)] = 1_000
+    """All stored answers together. The oldest settled ones are dropped first, and made again for who asks again."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
         if self.replica.endswith(SECOND_SLOT):
             raise ValueError(f"replica must not end in {SECOND_SLOT}: such names stand for a replica's second slot")
-        # Building them checks them: a price that the asset cannot express is refused here, not at the first sale.
+        # Building them checks them: a price that an asset cannot express is refused here, not at the first sale.
         _ = self.registry_address
-        prices_for(self.price_rule, [self.payee], input_tokens=0, max_timeout_seconds=self.payment_timeout_seconds)
+        for option in (PriceOption(per_call=self.price), *self.price_rules.values()):
+            check_rule(option.rule, self.payees)
+        self._check_options()
         return self
+
+    def _check_options(self) -> None:
+        networks: dict[str, PaymentOption] = {}
+        seen: set[tuple[str, str]] = set()
+        for option in self.payment_options:
+            key = (option.network, option.asset.lower())
+            if key in seen:
+                raise ValueError(f"payments: {option.asset} on {option.network} is named twice")
+            seen.add(key)
+            first = networks.setdefault(option.network, option)
+            if (first.rpc_url, first.facilitator) != (option.rpc_url, option.facilitator):
+                raise ValueError(f"payments: all tokens on {option.network} need the same rpc_url and facilitator")
+        used = {url for option in self.payment_options for url in option.facilitator}
+        check_authorizations(self.facilitator_auth, used)
 
     @property
     def registry_address(self) -> str:
@@ -143,23 +194,45 @@ class Settings(BaseSettings):
         scheme = "https" if self.tls == "enclave" else "http"
         return (self.public_url or f"{scheme}://{self.host}:{self.port}").rstrip("/")
 
-    @property
-    def payee(self) -> Payee:
-        """The token that is accepted, and who receives it."""
-        asset = Asset(
+    @cached_property
+    def payment_options(self) -> tuple[PaymentOption, ...]:
+        """Every way to pay, in the order in which they are offered."""
+        first = PaymentOption(
             network=self.network,
-            address=self.asset,
-            decimals=self.asset_decimals,
-            name=self.asset_name,
-            version=self.asset_version,
-            symbol=self.asset_name,
+            asset=self.asset,
+            asset_name=self.asset_name,
+            asset_version=self.asset_version,
+            asset_decimals=self.asset_decimals,
+            pay_to=self.pay_to,
+            rpc_url=self.rpc_url,
+            facilitator=self.facilitator,
         )
-        return Payee(asset=asset, pay_to=self.pay_to)
+        return (first, *self.payments)
+
+    @cached_property
+    def payees(self) -> tuple[Payee, ...]:
+        """The tokens that are accepted, and who receives them, in the same order."""
+        return tuple(option.payee for option in self.payment_options)
+
+    def price_rule(self, endpoint: str | None = None) -> PriceRule:
+        """How a call of an endpoint is priced; of all that have no rule of their own when None."""
+        return self._rules.get(endpoint or "", self._rules[""])
+
+    @cached_property
+    def _rules(self) -> dict[str, PriceRule]:
+        """Endpoint -> rule; the one of all others is found under the empty name."""
+        own = {str(endpoint): option.rule for endpoint, option in self.price_rules.items()}
+        return {"": PriceOption(per_call=self.price).rule, **own}
 
     @property
-    def price_rule(self) -> PriceRule:
-        """How a call is priced."""
-        return PriceRule(per_call=self.price)
+    def retention(self) -> Retention:
+        """What the ledger keeps, at most."""
+        return Retention(
+            max_receipts=self.max_receipts,
+            receipt_max_age_seconds=self.receipt_retention_days * 86_400,
+            payment_max_age_seconds=self.payment_retention_days * 86_400,
+            max_answer_bytes=self.max_answer_megabytes * 1_000_000,
+        )
 
     @property
     def registry_chain_id(self) -> int:

@@ -1,7 +1,7 @@
 """``/v1/aci``: the attestation report and the receipts (aci/1 sections 4 and 7.1)."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
@@ -11,17 +11,29 @@ from attestation.errors import EnclaveError, MalformedError
 from attestation.keyset import check_nonce, report_data, report_data_slot
 from attestation.report import SERVING_DIRECT, build_report
 from service.http.health import agent_name
+from service.http.openapi import responses
 from service.http.problems import Problem, unavailable
 from service.http.state import answer_under, service_of
 from service.payment.ledger import LedgerUnavailableError
 
 router = APIRouter(prefix="/v1/aci", tags=["attestation"])
 
+# The framework only describes the form; a nonce of another one is refused in our own words.
+_NONCE: Final = Query(
+    description="64 lower-case hex characters", json_schema_extra={"type": "string", "pattern": "^[0-9a-f]{64}$"}
+)
 
-@router.get("/attestation")
-async def attestation(
-    request: Request, nonce: Annotated[str | None, Query(description="64 lower-case hex characters")] = None
-) -> JSONResponse:
+
+@router.get(
+    "/attestation",
+    responses=responses(
+        "The report.",
+        status_400="The nonce is malformed.",
+        status_422="A parameter is malformed.",
+        status_503="There is no evidence now.",
+    ),
+)
+async def attestation(request: Request, nonce: Annotated[str | None, _NONCE] = None) -> JSONResponse:
     """What workload and which keys serve this API, with evidence over your nonce."""
     service = service_of(request)
     if len(request.query_params.getlist("nonce")) > 1:
@@ -63,7 +75,15 @@ async def attestation(
     return JSONResponse(report, headers={"cache-control": "no-store"})
 
 
-@router.get("/receipts/{identifier}")
+@router.get(
+    "/receipts/{identifier}",
+    responses=responses(
+        "The receipt.",
+        status_404="There is none with this id, or it is too old.",
+        status_422="The id is malformed.",
+        status_503="Receipts cannot be read now.",
+    ),
+)
 async def receipt(request: Request, identifier: str) -> JSONResponse:
     """The signed receipt of a paid answer, by receipt id or answer id."""
     try:

@@ -84,7 +84,6 @@ async def _document(request: Request) -> dict[str, Any]:
 
 def _serves(service: "Service") -> dict[str, Any]:
     current = service.keyholder.current
-    settings = service.settings
     return {
         "manifest_digest": current.identity.manifest_digest,
         "keyset_digest": current.identity.keyset.digest,
@@ -93,8 +92,10 @@ def _serves(service: "Service") -> dict[str, Any]:
         "expires_at": current.identity.keyset.not_after,
         "tee_type": service.enclave.tee_type,
         "hardware": service.enclave.is_hardware,
-        "pay_to": settings.pay_to,
-        "network": settings.network,
+        "is_paid": [
+            {"network": option.network, "asset": option.asset, "pay_to": option.pay_to}
+            for option in service.settings.payment_options
+        ],
         "links": {
             "registration": paths.REGISTRATION,
             "manifest": MANIFEST_PATH,

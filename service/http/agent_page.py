@@ -53,7 +53,7 @@ def _serves(serves: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         ("keyset", _text(serves["keyset_digest"])),
         ("payment key", f"{_text(serves['payment_key'])} until {_time(serves['expires_at'])}"),
         ("enclave", _text(serves["tee_type"])),
-        ("is paid", f"{_text(serves['pay_to'])} on {_text(serves['network'])}"),
+        *(("is paid at", f"{_text(one['pay_to'])} on {_text(one['network'])}") for one in serves["is_paid"]),
         ("documents", links),
     ]
 

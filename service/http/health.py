@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from service.http.openapi import SIGNED, responses
 from service.http.state import service_of
 
 if TYPE_CHECKING:
@@ -14,13 +15,23 @@ if TYPE_CHECKING:
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses=responses("The process answers."))
 async def healthz() -> dict[str, str]:
     """200 while the process answers."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get(
+    "/readyz",
+    responses={
+        **responses("The next paid call would work."),
+        503: {
+            "description": "It would not; the body says why.",
+            "headers": SIGNED,
+            "content": {"application/json": {}},
+        },
+    },
+)
 async def readyz(request: Request) -> JSONResponse:
     """200 when the next paid call would work; 503 with the reasons when it would not."""
     service = service_of(request)

@@ -4,31 +4,30 @@ Payment happens inside the endpoint. A resource validates its request and knows 
 about money is here, once for all resources. Source: x402 v2 over HTTP, and its extension `offer-receipt`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response, StreamingResponse
 
-from attestation.digest import jcs
 from attestation.encoding import b64url
-from attestation.payment_proof import EXTENSION, Offer, sign_offer
-from service.build import offered_prices
 from service.call import (
     RETRY_AFTER_SECONDS,
     ComeBackError,
     PaidAnswer,
+    PaidStream,
     PaymentConflictError,
     PaymentRefusedError,
     Produce,
     Request,
     Stream,
 )
-from service.credentials import Credentials
 from service.http.health import unconfirmed, unreadiness
 from service.http.problems import Problem, unavailable
 from service.http.signing import request_url
 from service.http.state import answer_under
+from service.http.terms import Terms
 from service.inference.admission import Saturated
 from service.inference.backend import BackendError
 from service.payment.authorization import (
@@ -38,16 +37,7 @@ from service.payment.authorization import (
     match_requirements,
 )
 from service.payment.ledger import LedgerUnavailableError
-from service.payment.terms import (
-    PAYMENT_REQUIRED_HEADER,
-    PAYMENT_RESPONSE_HEADER,
-    PAYMENT_SIGNATURE_HEADER,
-    Resource,
-    as_json,
-    payment_required,
-    payment_required_header,
-    requirements_for,
-)
+from service.payment.terms import PAYMENT_RESPONSE_HEADER, PAYMENT_SIGNATURE_HEADER, Resource
 
 if TYPE_CHECKING:
     from service.app import Service
@@ -68,6 +58,7 @@ class Sale:
         produce: makes the answer; a `Stream` when `stream` is set.
         max_output_tokens: the longest answer that may come.
         stream: whether the answer leaves while it is being made.
+        discovery: how the endpoint is called, from `service.payment.discovery`.
     """
 
     body: bytes
@@ -76,6 +67,7 @@ class Sale:
     produce: Produce | Stream
     max_output_tokens: int = 0
     stream: bool = False
+    discovery: Mapping[str, Any] | None = None
 
 
 async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
@@ -86,9 +78,10 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
             be had now; none of them costs anything.
     """
     url = request_url(http.scope, service.settings.public_url).partition("?")[0]
-    terms = _Terms(service, Resource(url=url, description=sale.description), sale.input_tokens)
+    resource = Resource(url=url, description=sale.description, discovery=sale.discovery)
     header = http.headers.get(PAYMENT_SIGNATURE_HEADER)
     request = Request(endpoint=http.url.path, method=http.method, body=sale.body, resource_url=url)
+    terms = Terms(service, resource, request, input_tokens=sale.input_tokens, max_output_tokens=sale.max_output_tokens)
     if header is None:
         await _require_ready(service)
         credentials = service.keyholder.give_terms(request.digest)
@@ -101,9 +94,17 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
     answer_under(http, credentials)
     try:
         payload = decode_payment_header(header)
-        accepted_before = await service.calls.terms_of(payload)
-        authorization = match_requirements(payload, [accepted_before] if accepted_before else terms.accepts)
-        answer = await service.calls.run(request, authorization, cast("Produce", sale.produce), credentials)
+        known = await service.calls.find(payload)
+        accepted_before = service.calls.accepted_terms(known)
+        accepts = [accepted_before] if accepted_before else terms.accepts
+        authorization = match_requirements(payload, accepts, resource=resource)
+        bought: PaidAnswer | PaidStream
+        if sale.stream:
+            stream = cast("Stream", sale.produce)
+            bought = await service.calls.stream(request, authorization, stream, credentials, known)
+        else:
+            produce = cast("Produce", sale.produce)
+            bought = await service.calls.run(request, authorization, produce, credentials, known)
     except PaymentHeaderError as error:
         raise Problem(400, "malformed-payment", "Malformed payment", str(error), field=error.field) from error
     except PaymentMismatchError as error:
@@ -123,8 +124,8 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
     except LedgerUnavailableError as error:
         raise unavailable("ledger", "Ledger unavailable", "Payments cannot be taken now.", retry_after=5) from error
     # Another presentation of the same payment may have begun this call, under the keys of its time.
-    answer_under(http, answer.credentials)
-    return _paid(answer)
+    answer_under(http, bought.credentials)
+    return _streamed(bought) if isinstance(bought, PaidStream) else _paid(bought)
 
 
 def no_answer(error: BackendError) -> Problem:
@@ -152,53 +153,19 @@ def _not_ready(problems: list[str]) -> Problem:
     return unavailable("not-ready", "Not ready", detail, retry_after=BACKEND_RETRY_SECONDS)
 
 
-class _Terms:
-    """What one request costs, and how a 402 says so."""
-
-    def __init__(self, service: "Service", resource: Resource, input_tokens: int) -> None:
-        self._service = service
-        self._resource = resource
-        prices = offered_prices(service.settings, input_tokens=input_tokens)
-        self.accepts = [requirements_for(price) for price in prices]
-
-    def response(self, error: str, credentials: Credentials) -> Response:
-        """A 402 with offers signed under these credentials, the same document in header and body."""
-        until = self._service.clock() + self._service.settings.payment_timeout_seconds
-        offers = [
-            sign_offer(
-                Offer(
-                    resource_url=self._resource.url,
-                    scheme=accept.scheme,
-                    network=accept.network,
-                    asset=accept.asset,
-                    pay_to=accept.pay_to,
-                    amount=accept.amount,
-                    valid_until=until,
-                ),
-                credentials.keys,
-                accept_index=index,
-            )
-            for index, accept in enumerate(self.accepts)
-        ]
-        document = payment_required(
-            self.accepts, resource=self._resource, error=error, extensions={EXTENSION: {"info": {"offers": offers}}}
-        )
-        return JSONResponse(
-            as_json(document),
-            status_code=402,
-            headers={PAYMENT_REQUIRED_HEADER: payment_required_header(document), "cache-control": "no-store"},
-        )
-
-
 def _paid(answer: PaidAnswer) -> Response:
-    receipt: dict[str, Any] = dict(answer.receipt)
-    return Response(
-        answer.body,
-        media_type="application/json",
-        headers={
-            PAYMENT_RESPONSE_HEADER: answer.payment_response,
-            "x-receipt-id": str(receipt["receipt_id"]),
-            "x-receipt": b64url(jcs(receipt)),
-            "cache-control": "private, no-transform",
-        },
-    )
+    headers = {**_proofs(answer), "x-receipt": b64url(answer.receipt)}
+    return Response(answer.body, media_type=answer.media_type, headers=headers)
+
+
+def _streamed(stream: PaidStream) -> Response:
+    """The receipt covers the whole stream, so it is fetched by its id when the stream has ended."""
+    return StreamingResponse(stream.read(), media_type=stream.media_type, headers=_proofs(stream))
+
+
+def _proofs(bought: PaidAnswer | PaidStream) -> dict[str, str]:
+    return {
+        PAYMENT_RESPONSE_HEADER: bought.payment_response,
+        "x-receipt-id": bought.receipt_id,
+        "cache-control": "private, no-transform",
+    }

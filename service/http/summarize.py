@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,6 +13,7 @@ from attestation.digest import digest
 from service.call import Produced
 from service.http import paths
 from service.http.body import json_object, read_body
+from service.http.openapi import PAID_HEADERS, PARAMETERS, json_body, paid_responses
 from service.http.paid import Sale, no_answer, sell
 from service.http.problems import Problem
 from service.http.state import service_of
@@ -26,6 +27,7 @@ from service.inference.summary import (
     SummaryOptions,
     SummaryPlan,
 )
+from service.payment.discovery import declare
 
 if TYPE_CHECKING:
     from service.app import Service
@@ -79,54 +81,30 @@ class Summary(BaseModel):
     usage: Usage
 
 
-_PROBLEM: Final[dict[str, Any]] = {
-    "content": {
-        "application/problem+json": {
-            "schema": {
-                "type": "object",
-                "required": ["type", "title", "status", "detail"],
-                "properties": {
-                    "type": {"type": "string"},
-                    "title": {"type": "string"},
-                    "status": {"type": "integer"},
-                    "detail": {"type": "string"},
-                    "field": {"type": "string"},
-                },
-            }
-        }
-    }
-}
+_EXAMPLE: Final = Summary(
+    id="sum-5b0c",
+    created=1_790_000_000,
+    model="qwen2.5-coder-1.5b",
+    summary="1. The committee decides in March.",
+    finish_reason="stop",
+    usage=Usage(prompt_tokens=412, completion_tokens=38, total_tokens=450),
+)
+
+DISCOVERY: Final = declare(
+    body={"document": "The committee met on Tuesday.", "style": "paragraph"},
+    body_schema=SummarizeRequest.model_json_schema(),
+    answer=_EXAMPLE.model_dump(),
+)
 
 
 @router.post(
     paths.SUMMARIZE,
     response_model=Summary,
     responses={
-        402: {
-            "description": "Payment is required: terms and signed offers, in the header PAYMENT-REQUIRED and the body."
-        },
-        400: {"description": "The body or the payment is malformed.", **_PROBLEM},
-        409: {"description": "The payment belongs to another request.", **_PROBLEM},
-        413: {"description": "The body is too large.", **_PROBLEM},
-        415: {"description": "The body is not JSON.", **_PROBLEM},
-        422: {"description": "The document or an option is refused.", **_PROBLEM},
-        503: {"description": "No answer now; nothing was charged, or the same payment gets it later.", **_PROBLEM},
+        200: {"description": "The summary.", "headers": PAID_HEADERS},
+        **paid_responses(refused="The document or an option is refused."),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": SummarizeRequest.model_json_schema()}},
-        },
-        "parameters": [
-            {
-                "name": "PAYMENT-SIGNATURE",
-                "in": "header",
-                "required": False,
-                "schema": {"type": "string"},
-                "description": "An x402 v2 payment, base64 of JSON.",
-            }
-        ],
-    },
+    openapi_extra={"requestBody": json_body(SummarizeRequest.model_json_schema()), "parameters": PARAMETERS},
 )
 async def summarize(http: HttpRequest) -> Response:
     """Summarise a document. Without a payment the answer is a 402 that says what it costs."""
@@ -139,9 +117,15 @@ async def summarize(http: HttpRequest) -> Response:
         async with service.admission.slot():
             return await _produce(service, plan)
 
-    return await sell(
-        http, service, Sale(body=body, description=DESCRIPTION, input_tokens=plan.prompt_tokens, produce=produce)
+    sale = Sale(
+        body=body,
+        description=DESCRIPTION,
+        input_tokens=plan.prompt_tokens,
+        max_output_tokens=plan.max_output_tokens,
+        produce=produce,
+        discovery=DISCOVERY,
     )
+    return await sell(http, service, sale)
 
 
 def _parse(body: bytes) -> SummarizeRequest:

@@ -8,7 +8,6 @@ Source: x402 v2 specification, "PaymentPayload"; scheme `exact` on EVM; EIP-3009
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pydantic_core import from_json
 from x402.schemas import PaymentPayload, PaymentRequirements
 
 from attestation.money import MAX_UINT256
-from service.payment.terms import PAYMENT_SIGNATURE_HEADER, SCHEME, X402_VERSION
+from service.payment.terms import DISCOVERY, PAYMENT_SIGNATURE_HEADER, SCHEME, X402_VERSION, Resource
 
 MAX_HEADER_BYTES: Final = 16_384
 """Longest accepted `PAYMENT-SIGNATURE`. A plain payment needs 1.5 kB; echoed offers and extensions need the rest."""
@@ -80,8 +79,11 @@ class Authorization:
         valid_before: unix seconds; the chain's clock must be earlier than this. Up to 2**256 - 1.
         nonce: 0x and 64 hex digits.
         signature: what the buyer signed with; spendable, so it is kept out of `repr`.
-        payload: the x402 payload, with `accepted` replaced by our own terms and unknown payload keys removed.
+        payload: the x402 payload, with `accepted` replaced by our own terms, and nothing else that a client could
+            have added.
         requirements: the terms it was matched with.
+        resource: what it buys, in our own words; None when it was read from the ledger.
+        listed: whether the buyer agrees to the resource being listed by the facilitator (x402 extension `bazaar`).
     """
 
     scheme: str
@@ -96,6 +98,22 @@ class Authorization:
     signature: str = field(repr=False)
     payload: PaymentPayload = field(repr=False, hash=False, compare=False)
     requirements: PaymentRequirements = field(repr=False, hash=False, compare=False)
+    resource: Resource | None = field(default=None, repr=False, hash=False, compare=False)
+    listed: bool = field(default=False, repr=False, hash=False, compare=False)
+    _request: list[bytes] = field(default_factory=list, init=False, repr=False, hash=False, compare=False)
+
+    @property
+    def facilitator_request(self) -> bytes:
+        """The body of `/verify` and `/settle`, made once (x402 v2, "Facilitator interface")."""
+        if not self._request:
+            requirements = self.requirements.model_dump_json(by_alias=True, exclude_none=True)
+            payload = self.payload.model_dump_json(by_alias=True, exclude_none=True)
+            if self.resource is not None:
+                payload = f"{payload[:-1]},{self.resource.members(listed=self.listed)}}}"
+            self._request.append(
+                f'{{"x402Version":{X402_VERSION},"paymentPayload":{payload},"paymentRequirements":{requirements}}}'.encode()
+            )
+        return self._request[0]
 
     @property
     def key(self) -> PaymentKey:
@@ -140,12 +158,15 @@ def payment_key(payload: PaymentPayload) -> PaymentKey:
     return (accepted.network.lower(), accepted.asset.lower(), signed["from"].lower(), signed["nonce"].lower())
 
 
-def match_requirements(payload: PaymentPayload, offered: Sequence[PaymentRequirements]) -> Authorization:
+def match_requirements(
+    payload: PaymentPayload, offered: Sequence[PaymentRequirements], *, resource: Resource | None = None
+) -> Authorization:
     """Find the offer that this payment pays, and check every field of the payment against it.
 
     Args:
         payload: from `decode_payment_header`.
         offered: what we accept for this request.
+        resource: what the request buys; facilitators are told of it in these words, not in the client's.
 
     Raises:
         PaymentMismatchError: names the first field that differs.
@@ -180,8 +201,12 @@ def match_requirements(payload: PaymentPayload, offered: Sequence[PaymentRequire
         valid_before=int(signed["validBefore"]),
         nonce=signed["nonce"].lower(),
         signature=payload.payload["signature"].lower(),
-        payload=payload.model_copy(update={"accepted": offer, "payload": _known_fields(payload.payload)}),
+        payload=PaymentPayload.model_construct(
+            x402_version=X402_VERSION, payload=_known_fields(payload.payload), accepted=offer
+        ),
         requirements=offer,
+        resource=resource,
+        listed=payload.extensions is not None and DISCOVERY in payload.extensions,
     )
 
 
@@ -208,13 +233,11 @@ def check_window(authorization: Authorization, *, now: int, needed_seconds: int)
 
 def authorization_to_json(authorization: Authorization) -> str:
     """The payment as one JSON text, from which `authorization_from_json` builds it again after a restart."""
-    return json.dumps(
-        {
-            "payload": authorization.payload.model_dump(mode="json", by_alias=True, exclude_none=True),
-            "requirements": authorization.requirements.model_dump(mode="json", by_alias=True, exclude_none=True),
-        },
-        separators=(",", ":"),
+    payload, requirements = (
+        part.model_dump_json(by_alias=True, exclude_none=True)
+        for part in (authorization.payload, authorization.requirements)
     )
+    return f'{{"payload":{payload},"requirements":{requirements}}}'
 
 
 def authorization_from_json(text: str) -> Authorization:
@@ -245,7 +268,6 @@ def _json_object(value: str) -> dict[str, Any]:
         # Not json.loads: eth-account raises the interpreter's recursion limit so far that deep nesting would end the
         # process. This parser has its own limit.
         document = from_json(text, allow_inf_nan=False)
-        json.dumps(document, allow_nan=False)  # 1e999 parses, but could not be sent on
     except ValueError as error:
         raise PaymentHeaderError(PAYMENT_SIGNATURE_HEADER, "does not contain valid JSON in UTF-8") from error
     if not isinstance(document, dict):

@@ -53,21 +53,28 @@ class ChainReader:
         rpc_url: HTTP endpoint of a node.
         network: CAIP-2 name the node must be on.
         timeout_seconds: for one request.
+        depth: how many blocks deep a payment must be before it counts, its own included; `outcome` tells the state
+            of the chain as of so many blocks ago.
     """
 
-    def __init__(self, rpc_url: str, network: str, *, timeout_seconds: float = 10.0) -> None:
+    def __init__(self, rpc_url: str, network: str, *, timeout_seconds: float = 10.0, depth: int = 1) -> None:
         self._rpc_url = rpc_url
         self._network = network
+        self._depth = depth
         self._client = httpx.AsyncClient(timeout=timeout_seconds)
 
     async def close(self) -> None:
         """Close pooled connections."""
         await self._client.aclose()
 
-    async def outcome(self, authorization: Authorization) -> Outcome:
-        """What became of the authorization; never raises for what the node does."""
+    async def outcome(self, authorization: Authorization, *, depth: int | None = None) -> Outcome:
+        """What became of the authorization; never raises for what the node does.
+
+        Args:
+            depth: 1 for the newest block, where a transfer may be that does not count yet; that of this reader if None.
+        """
         try:
-            return await self._outcome(authorization)
+            return await self._outcome(authorization, self._depth if depth is None else depth)
         except ChainError as error:
             return Unavailable(str(error))
 
@@ -119,12 +126,9 @@ class ChainReader:
             found.append(f'{name}: its EIP-712 domain is not the offered "{asset.name}" version "{asset.version}"')
         return found
 
-    async def _outcome(self, authorization: Authorization) -> Outcome:
+    async def _outcome(self, authorization: Authorization, depth: int) -> Outcome:
         # State and time must be of one block: "unspent after the authorization ran out" is final only together.
-        block = await self._call("eth_getBlockByNumber", "latest", False)
-        if not isinstance(block, dict):
-            raise ChainError("the node has no latest block")
-        number, time = _quantity(block.get("number")), _quantity(block.get("timestamp"))
+        number, time = await self._block_at(depth)
         data = AUTHORIZATION_STATE + _pad(authorization.payer) + authorization.nonce.removeprefix("0x")
         if not _word(await self._read(authorization.asset, data, hex(number))):
             return Unused(time)
@@ -140,6 +144,17 @@ class ChainReader:
         if not await self._paid(authorization, transaction):
             return Void("the payer has spent the nonce on another transfer")
         return Used(str(transaction).lower(), used_in)
+
+    async def _block_at(self, depth: int) -> tuple[int, int]:
+        """Number and time (unix seconds) of the newest block that is so deep; the head is 1 deep."""
+        number, time = await self._block("latest")
+        return (number, time) if depth == 1 else await self._block(hex(max(0, number - depth + 1)))
+
+    async def _block(self, name: str) -> tuple[int, int]:
+        block = await self._call("eth_getBlockByNumber", name, False)
+        if not isinstance(block, dict):
+            raise ChainError(f"the node does not have the block {name}")
+        return _quantity(block.get("number")), _quantity(block.get("timestamp"))
 
     async def _find_event(self, authorization: Authorization, head: int) -> dict[str, Any] | None:
         topics = [[AUTHORIZATION_USED, AUTHORIZATION_CANCELED], "0x" + _pad(authorization.payer), authorization.nonce]

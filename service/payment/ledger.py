@@ -1,13 +1,25 @@
 """The ledger: one row per payment, so that a payment buys one answer and is charged once.
 
     RESERVED -> SERVED -> SETTLING -> SETTLED | REJECTED | UNKNOWN
+    RESERVED -> SETTLING            the answer is stored in the same step, or follows the payment
     RESERVED -> RELEASED            inference failed; the nonce was never spent, so the payment may be reserved again
     UNKNOWN  -> SETTLED | REJECTED  once the chain has been asked
     SETTLING | UNKNOWN -> SERVED    the chain says that nothing was transferred; settlement may be tried again
+    SETTLING | UNKNOWN -> RESERVED  the same, where there is no answer yet: it is made again first (`reclaim`)
+    RESERVED -> UNKNOWN             inference failed after that: a transaction may still be on its way
 
 Every transition is one atomic statement that names the state and the reservation it leaves, and says whether it moved
 the row. Whoever lost a race learns it from the result and must not act. A process that is killed leaves each row in the
 last state it reached; `unfinished` lists the rows that `service.payment.reconcile` has to look at.
+
+Replicas share a ledger. Each row names the one that works on it and until when (its lease), and the others leave it
+alone for so long. The lease spares work; what keeps a payment from being charged twice are the transitions.
+
+What a crash can take back. The death of this process: nothing that was reported. A power cut, or the death of the
+database server: the last transitions, from some point on, but never one up to `start_settlement` or `rejected`, which
+are on disk when they return. That loses no money. Before `start_settlement` nothing was sent to anybody. After it the
+row stays SETTLING, and the chain knows the rest: `settled`, `unknown` and `resume` are found out again by asking it.
+`rejected` is not: its buyer was told to pay anew, so the payment must never be tried again.
 
 Results are opaque bytes here: the caller encrypts them with a key of the enclave that no disk ever sees. After a
 restart the result of a SETTLED row cannot be read any more; the answer is owed, and `replace_result` stores it anew
@@ -15,30 +27,38 @@ at no charge.
 """
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any, Final, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
-from service.payment.authorization import (
-    Authorization,
-    PaymentKey,
-    authorization_to_json,
-)
+from service.payment.authorization import Authorization, PaymentKey, authorization_to_json
+from service.payment.ledger_lanes import Call, Lane, Rows, Step
+from service.payment.ledger_postgres import postgres_lanes
 from service.payment.ledger_schema import (
     LedgerCorruptError,
     LedgerError,
     LedgerSchemaError,
     LedgerUnavailableError,
     State,
-    open_engine,
-    payments,
-    receipts,
 )
-from service.payment.records import Conflict, Existing, Moved, Pruned, Reserved, Retention, Row, Stale, row_from
+from service.payment.ledger_sqlite import prepare_file, sqlite_lanes
+from service.payment.ledger_statements import KEY_COLUMNS, MOVED, Statements
+from service.payment.migrations import migrate
+from service.payment.records import (
+    Conflict,
+    Existing,
+    Moved,
+    NewReceipt,
+    Pruned,
+    Reserved,
+    Retention,
+    Row,
+    Stale,
+    Unfinished,
+    row_from,
+)
 
 __all__ = [
     "Conflict",
@@ -49,235 +69,420 @@ __all__ = [
     "LedgerSchemaError",
     "LedgerUnavailableError",
     "Moved",
+    "NewReceipt",
     "Pruned",
     "Reserved",
     "Retention",
     "Row",
     "Stale",
     "State",
+    "Unfinished",
 ]
 
 T = TypeVar("T")
 
-_UNFINISHED: Final = (State.RESERVED, State.SERVED, State.SETTLING, State.UNKNOWN)
-_KEY_COLUMNS: Final = ("network", "asset", "payer", "nonce")
+MAX_OWNER_CHARACTERS: Final = 64
+
+SETTLEMENT_LEASE_SECONDS: Final = 120
+"""How long a row that goes back to SERVED is left to whoever took it there, to settle it."""
+
+UNFINISHED_PAGE: Final = 500
+"""Rows of one `unfinished`: each may carry an answer."""
+
+PRUNED_AT_ONCE: Final = 500
+"""Rows removed in one transaction: payments do not wait for longer."""
+
+_OPEN: Final = frozenset({State.SETTLING, State.UNKNOWN})
 
 
 class Ledger:
-    """The ledger in a database; SQLite now, in a shape that fits PostgreSQL.
+    """The ledger in SQLite or PostgreSQL.
 
-    All database work runs in one thread of its own, so the event loop never waits for a disk. A cancelled call may
-    still have changed the row; read it again before acting.
+    All database work runs in threads of its own, so the event loop never waits for a disk. Everything that waits at a
+    time shares a transaction. A cancelled call may still have changed the row; read it again before acting.
 
     Methods raise:
         LedgerUnavailableError: the database failed; what the row is now is known only after reading it again.
         LedgerCorruptError: a row cannot be understood.
+        ValueError: a transition that is never allowed from the state in `row`.
     """
 
-    def __init__(self, engine: Engine, executor: ThreadPoolExecutor, retention: Retention) -> None:
-        self._engine = engine
-        self._executor = executor
+    def __init__(self, lanes: Mapping[str, Lane], statements: Statements, owner: str, retention: Retention) -> None:
+        self._lanes = lanes
+        self._statements = statements
+        self._owner = owner
         self._retention = retention
 
     @classmethod
-    async def open(cls, url: str, *, retention: Retention | None = None) -> Self:
-        """Open the ledger at an SQLAlchemy URL (`sqlite:////var/lib/tollseal/ledger.db`), creating it when it is empty.
+    async def open(cls, url: str, *, owner: str, retention: Retention | None = None) -> Self:
+        """Open the ledger at an SQLAlchemy URL, creating it when it is empty and upgrading it when it is older.
+
+        Args:
+            url: `sqlite:////var/lib/tollseal/ledger.db` or `postgresql+psycopg://user:password@host/database`.
+            owner: the replica that this process is, the same after a restart; at most 64 characters.
 
         Raises:
-            LedgerSchemaError: the database holds something else, or a ledger of an unknown version.
+            LedgerSchemaError: the database holds something else, or a ledger of a newer version.
             LedgerUnavailableError: the database cannot be opened or written.
         """
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
-        try:
-            engine = await asyncio.get_running_loop().run_in_executor(executor, open_engine, url)
-        except BaseException:
-            executor.shutdown(wait=False)
-            raise
-        return cls(engine, executor, retention or Retention())
+        if not 0 < len(owner) <= MAX_OWNER_CHARACTERS:
+            raise ValueError(f"owner must have 1 to {MAX_OWNER_CHARACTERS} characters")
+        parsed = _parsed(url)
+        await asyncio.to_thread(_prepare, parsed)
+        backend = parsed.get_backend_name()
+        lanes = postgres_lanes(parsed) if backend == "postgresql" else sqlite_lanes(prepare_file(parsed))
+        return cls(lanes, Statements(backend), owner, retention or Retention())
+
+    @property
+    def owner(self) -> str:
+        """The replica that this ledger works for."""
+        return self._owner
 
     async def close(self) -> None:
         """Finish what is running, then close the database."""
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._engine.dispose)
-        self._executor.shutdown()
+        for lane in {id(lane): lane for lane in self._lanes.values()}.values():
+            await lane.close()
+
+    async def find(self, key: PaymentKey) -> Row | None:
+        """The row of this payment, if there is one; `payment_key` reads the key from a payload. Waits for no write."""
+        step = (self._statements.find, key)
+        return await self._lanes["read"].submit(Call((step,), _row_or_none))
 
     async def reserve(
-        self, authorization: Authorization, request_digest: str, now: int
+        self, authorization: Authorization, request_digest: str, now: int, *, lease_seconds: int
     ) -> Reserved | Existing | Conflict:
-        """Bind a payment to a request, if nobody has. A RELEASED payment is free again, for any request."""
+        """Bind a payment to a request, if nobody has. A RELEASED payment is free again, for any request.
 
-        def work(connection: Connection) -> Reserved | Existing | Conflict:
-            values = {
-                **_key_values(authorization.key),
-                "scheme": authorization.scheme,
-                "pay_to": authorization.pay_to,
-                "amount": str(authorization.amount),
-                "valid_after": str(authorization.valid_after),
-                "valid_before": str(authorization.valid_before),
-                "payment": authorization_to_json(authorization),
-                "request_digest": request_digest,
-                "state": State.RESERVED,
-                "created": now,
-                "updated": now,
-            }
-            dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-            statement = dialect.insert(payments).values(**values, reservation=1)
-            again = {**values, "reservation": payments.c.reservation + 1}
-            cleared = dict.fromkeys(("result", "receipt_id", "transaction_hash", "reason"))
-            statement = statement.on_conflict_do_update(
-                index_elements=_KEY_COLUMNS,
-                set_={**again, **cleared},
-                where=payments.c.state == State.RELEASED,
-            )
-            fresh = connection.execute(statement.returning(*payments.c)).mappings().one_or_none()
-            if fresh is not None:
-                return Reserved(row_from(fresh))
-            row = row_from(connection.execute(select(payments).where(*_is(authorization.key))).mappings().one())
+        Args:
+            now: unix seconds.
+            lease_seconds: how long the other replicas leave it to us; longer than inference and settlement take.
+        """
+        text = authorization_to_json(authorization)
+        values: dict[str, Any] = {
+            "scheme": authorization.scheme,
+            "pay_to": authorization.pay_to,
+            "amount": str(authorization.amount),
+            "valid_after": str(authorization.valid_after),
+            "valid_before": str(authorization.valid_before),
+            "payment": text,
+            "request_digest": request_digest,
+            "state": State.RESERVED.value,
+            "created": now,
+            "updated": now,
+            "owner": self._owner,
+            "lease_until": now + lease_seconds,
+            **dict(zip(KEY_COLUMNS, authorization.key, strict=True)),
+        }
+
+        def read(made: Rows, found: Rows) -> Reserved | Existing | Conflict:
+            if made:
+                id_, reservation = made[0]
+                return Reserved(
+                    Row(
+                        id=id_,
+                        reservation=reservation,
+                        state=State.RESERVED,
+                        request_digest=request_digest,
+                        authorization=authorization,
+                        result=None,
+                        receipt_id=None,
+                        transaction=None,
+                        reason=None,
+                        owner=self._owner,
+                        lease_until=now + lease_seconds,
+                        reclaimed=None,
+                        created=now,
+                        updated=now,
+                    )
+                )
+            if not found:
+                raise LedgerUnavailableError("the payment's record was removed just now; ask again")
+            row = row_from(found[0], (text, authorization))
             same = row.request_digest == request_digest and row.authorization == authorization
             return Existing(row) if same else Conflict(row)
 
-        return await self._run(work)
+        step = (self._statements.reserve, self._statements.reserve.bind({f"new_{k}": v for k, v in values.items()}))
+        otherwise = (self._statements.find, authorization.key)
+        call = Call((step,), read, otherwise=otherwise, order=authorization.nonce)
+        return await self._lanes["quick"].submit(call)
 
-    async def find(self, key: PaymentKey) -> Row | None:
-        """The row of this payment, if there is one; `payment_key` reads the key from a payload."""
+    async def renew(self, row: Row, *, now: int, lease_seconds: int) -> Moved | Stale:
+        """Keep a row that this replica works on, for longer. `Stale` when it has moved, or is another's."""
+        self._require(row, {State.RESERVED, State.SERVED, *_OPEN}, row.state)
+        values = {"lease_until": now + lease_seconds}
+        return await self._move(row, row.state, now, values, guard="own")
 
-        def work(connection: Connection) -> Row | None:
-            found = connection.execute(select(payments).where(*_is(key))).mappings().one_or_none()
-            return None if found is None else row_from(found)
-
-        return await self._run(work)
+    async def take_over(self, row: Row, *, now: int, lease_seconds: int) -> Moved | Stale:
+        """Become the owner of an unfinished row whose lease is over. Of several that try, one gets `Moved`."""
+        self._require(row, {State.RESERVED, State.SERVED, *_OPEN}, row.state)
+        values = {"owner": self._owner, "lease_until": now + lease_seconds}
+        return await self._move(row, row.state, now, values, guard="same_lease")
 
     async def serve(self, row: Row, *, result: bytes, now: int, receipt_id: str | None = None) -> Moved | Stale:
         """RESERVED -> SERVED: the answer exists and is stored; it is not released yet."""
-        return await self._move(row, {State.RESERVED}, State.SERVED, now, result=result, receipt_id=receipt_id)
+        self._require(row, {State.RESERVED}, State.SERVED)
+        return await self._move(row, State.SERVED, now, {"result": result, "receipt_id": receipt_id})
 
     async def release(self, row: Row, *, reason: str, now: int) -> Moved | Stale:
-        """RESERVED -> RELEASED: inference failed; nothing is charged."""
-        return await self._move(row, {State.RESERVED}, State.RELEASED, now, reason=reason)
+        """RESERVED -> RELEASED: inference failed; nothing is charged.
 
-    async def start_settlement(self, row: Row, *, now: int) -> Moved | Stale:
-        """SERVED -> SETTLING: from here on the transfer may happen. Only who gets `Moved` may ask for settlement."""
-        return await self._move(row, {State.SERVED}, State.SETTLING, now, reason=None)
+        A row that was reclaimed from a settlement becomes UNKNOWN instead, and its buyer must not be told that nothing
+        was charged: an earlier transaction may still be executed.
+        """
+        self._require(row, {State.RESERVED}, State.RELEASED)
+        to = State.RELEASED if row.reclaimed is None else State.UNKNOWN
+        return await self._move(row, to, now, {"reason": reason, "lease_until": now})
 
-    async def settled(self, row: Row, *, transaction: str | None, now: int) -> Moved | Stale:
-        """SETTLING | UNKNOWN -> SETTLED: the transfer happened."""
-        states = {State.SETTLING, State.UNKNOWN}
-        return await self._move(row, states, State.SETTLED, now, transaction_hash=transaction, reason=None)
+    async def start_settlement(
+        self, row: Row, *, now: int, result: bytes | None = None, receipt_id: str | None = None
+    ) -> Moved | Stale:
+        """SERVED | RESERVED -> SETTLING: from here on the transfer may happen.
+
+        It is on disk when this returns. Only who gets `Moved` may ask for settlement.
+
+        Args:
+            result: the answer of a RESERVED row, stored in the same step; None where it follows the payment.
+        """
+        self._require(row, {State.SERVED, State.RESERVED}, State.SETTLING)
+        values: dict[str, Any] = {"reason": None}
+        if row.state is State.RESERVED:
+            values |= {"result": result, "receipt_id": receipt_id}
+        elif result is not None or receipt_id is not None:
+            raise ValueError("a payment that is SERVED has its answer already")
+        return await self._move(row, State.SETTLING, now, values, durable=True)
+
+    async def settled(
+        self, row: Row, *, transaction: str | None, now: int, receipt: NewReceipt | None = None
+    ) -> Moved | Stale:
+        """SETTLING | UNKNOWN -> SETTLED: the transfer happened. Its receipt is kept exactly when the row has moved."""
+        self._require(row, _OPEN, State.SETTLED)
+        values = {"transaction_hash": transaction, "reason": None}
+        return await self._move(row, State.SETTLED, now, values, receipt=receipt)
 
     async def rejected(self, row: Row, *, reason: str, now: int) -> Moved | Stale:
-        """SETTLING | UNKNOWN -> REJECTED: the transfer did not happen and cannot. The answer is dropped."""
-        states = {State.SETTLING, State.UNKNOWN}
-        return await self._move(row, states, State.REJECTED, now, reason=reason, result=None)
+        """SETTLING | UNKNOWN -> REJECTED: the transfer did not happen and cannot. The answer is dropped.
+
+        It is on disk when this returns.
+        """
+        self._require(row, _OPEN, State.REJECTED)
+        return await self._move(row, State.REJECTED, now, {"reason": reason, "result": None}, durable=True)
 
     async def unknown(self, row: Row, *, reason: str, now: int, transaction: str | None = None) -> Moved | Stale:
-        """SETTLING -> UNKNOWN: the transfer may have happened; the chain has to be asked."""
-        values = {"reason": reason, "transaction_hash": transaction}
-        return await self._move(row, {State.SETTLING}, State.UNKNOWN, now, **values)
+        """SETTLING -> UNKNOWN: the transfer may have happened; the chain has to be asked. Ends the lease."""
+        self._require(row, {State.SETTLING}, State.UNKNOWN)
+        values = {"reason": reason, "transaction_hash": transaction, "lease_until": now}
+        return await self._move(row, State.UNKNOWN, now, values)
 
     async def resume(self, row: Row, *, now: int) -> Moved | Stale:
-        """SETTLING | UNKNOWN -> SERVED: the chain says the nonce is unspent, so settlement may be tried again."""
-        values = {"reason": None, "transaction_hash": None}
-        return await self._move(row, {State.SETTLING, State.UNKNOWN}, State.SERVED, now, **values)
+        """SETTLING | UNKNOWN, with a result -> SERVED: the chain says the nonce is unspent; settle again."""
+        self._require(row, _OPEN, State.SERVED)
+        if row.result is None:
+            raise ValueError("a payment without an answer cannot go back to SERVED; it is reclaimed")
+        return await self._move(row, State.SERVED, now, self._mine(now + SETTLEMENT_LEASE_SECONDS))
+
+    async def reclaim(self, row: Row, *, now: int, lease_seconds: int) -> Moved | Stale:
+        """SETTLING | UNKNOWN, without a result -> RESERVED: the chain says the nonce is unspent; answer again."""
+        self._require(row, _OPEN, State.RESERVED)
+        if row.result is not None:
+            raise ValueError("a payment with an answer is not reclaimed; it goes back to SERVED")
+        values = {**self._mine(now + lease_seconds), "reservation": row.reservation + 1, "reclaimed": now}
+        return await self._move(row, State.RESERVED, now, values)
 
     async def replace_result(
-        self, row: Row, *, result: bytes, now: int, receipt_id: str | None = None
+        self,
+        row: Row,
+        *,
+        result: bytes,
+        now: int,
+        receipt_id: str | None = None,
+        receipt: NewReceipt | None = None,
     ) -> Moved | Stale:
-        """SETTLED -> SETTLED with a new answer: what was owed has been produced again. Charges nothing.
+        """SETTLED -> SETTLED with a new answer: what was owed, or was sent as a stream, has been made. Charges nothing.
 
         Replaces exactly the result in `row`: of two that produce the answer again only one is kept, and the other gets
         `Stale` with the row that holds the kept one.
         """
+        self._require(row, {State.SETTLED}, State.SETTLED)
         values = {"result": result, "receipt_id": receipt_id}
-        return await self._move(
-            row, {State.SETTLED}, State.SETTLED, now, payments.c.result.is_not_distinct_from(row.result), **values
-        )
+        return await self._move(row, State.SETTLED, now, values, guard="same_result", receipt=receipt)
 
-    async def unfinished(self, *, untouched_since: int | None = None) -> list[Row]:
-        """Rows that somebody has to finish: RESERVED, SERVED, SETTLING, UNKNOWN; oldest first.
+    async def unfinished(self, *, owner: str | None = None, now: int, after: int = 0) -> Unfinished:
+        """Payments that somebody has to finish: RESERVED, SERVED, SETTLING, UNKNOWN; oldest first, a page at a time.
 
         Args:
-            untouched_since: unix seconds; only rows whose last change is not later. None means all, for boot; on a
-                timer it must lie further back than the longest inference and settlement, or live requests are hurt.
+            owner: also those that an earlier life of this replica left; for boot, when none of them is being worked on.
+            now: unix seconds; without an owner, only rows whose lease is over by then.
+            after: `last_id` of the page before.
         """
-        query = select(payments).where(payments.c.state.in_(_UNFINISHED)).order_by(payments.c.id)
-        if untouched_since is not None:
-            query = query.where(payments.c.updated <= untouched_since)
+        statement = self._statements.unfinished
+        values = {"id": after, "owner": owner or "", "now": now, "limit": UNFINISHED_PAGE}
+        step = (statement, statement.bind({f"given_{name}": value for name, value in values.items()}))
+        return await self._lanes["scan"].submit(Call((step,), _unfinished))
 
-        def work(connection: Connection) -> list[Row]:
-            return [row_from(found) for found in connection.execute(query).mappings()]
+    async def counts(self) -> dict[State, int]:
+        """How many payments are in each state."""
 
-        return await self._run(work)
+        def read(found: Rows, _: Rows) -> dict[State, int]:
+            return {**dict.fromkeys(State, 0), **{State(state): number for state, number in found}}
 
-    async def put_receipt(self, *, receipt_id: str, chat_id: str, receipt: str, now: int) -> None:
-        """Keep a receipt's JSON. A receipt never changes: a second one under the same id is ignored."""
+        return await self._lanes["scan"].submit(Call(((self._statements.counts, ()),), read))
 
-        def work(connection: Connection) -> None:
-            dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-            row = {"receipt_id": receipt_id, "chat_id": chat_id, "receipt": receipt, "created": now}
-            connection.execute(
-                dialect.insert(receipts).values(row).on_conflict_do_nothing(index_elements=["receipt_id"])
-            )
-            newest = select(func.max(receipts.c.id)).scalar_subquery()
-            connection.execute(delete(receipts).where(receipts.c.id <= newest - self._retention.max_receipts))
-
-        await self._run(work)
+    async def put_receipt(self, receipt: NewReceipt, *, now: int) -> None:
+        """Keep a receipt. A receipt never changes: a second one under the same id is ignored."""
+        statement = self._statements.put_receipt
+        step = (statement, statement.bind(_receipt_values(receipt, now)))
+        await self._lanes["quick"].submit(Call((step,), _number))
 
     async def receipt(self, identifier: str) -> str | None:
         """The JSON of the receipt with this receipt id, or of the newest one with this chat id."""
-        query = select(receipts.c.receipt).where(
-            (receipts.c.receipt_id == identifier) | (receipts.c.chat_id == identifier)
-        )
-        query = query.order_by((receipts.c.receipt_id == identifier).desc(), receipts.c.id.desc()).limit(1)
-        return await self._run(lambda connection: connection.execute(query).scalar_one_or_none())
+
+        def read(found: Rows, _: Rows) -> str | None:
+            return found[0][0] if found else None
+
+        step = (self._statements.receipt, self._statements.receipt.bind({"given_id": identifier}))
+        return await self._lanes["read"].submit(Call((step,), read))
 
     async def prune(self, *, now: int) -> Pruned:
-        """Remove what is older than the retention allows. Payments that are not finished are never removed."""
-        finished = [State.SETTLED, State.REJECTED, State.RELEASED]
-        old_receipts = delete(receipts).where(receipts.c.created <= now - self._retention.receipt_max_age_seconds)
-        old_payments = delete(payments).where(
-            payments.c.state.in_(finished), payments.c.updated <= now - self._retention.payment_max_age_seconds
-        )
+        """Remove what is more than the retention allows, a little at a time, between payments."""
+        keep, statements = self._retention, self._statements
+        surplus = (statements.first_surplus_receipt, (keep.max_receipts,))
+        last: int = await self._lanes["scan"].submit(Call((surplus,), lambda rows, _: rows[0][0] if rows else 0))
+        aged = {"given_before": now - keep.receipt_max_age_seconds, "given_last": last, "given_limit": PRUNED_AT_ONCE}
+        receipts = await self._repeat((statements.drop_receipts, statements.drop_receipts.bind(aged)))
+        old = {"given_before": now - keep.payment_max_age_seconds, "given_limit": PRUNED_AT_ONCE}
+        payments = await self._repeat((statements.drop_payments, statements.drop_payments.bind(old)))
 
-        def work(connection: Connection) -> Pruned:
-            return Pruned(connection.execute(old_receipts).rowcount, connection.execute(old_payments).rowcount)
+        def beyond(stored: Rows, _: Rows) -> list[int]:
+            total, dropped = 0, []
+            for id_, size in stored:
+                total += size
+                if total > keep.max_answer_bytes:
+                    dropped.append(id_)
+            return dropped
 
-        return await self._run(work)
+        answers = 0
+        for id_ in await self._lanes["scan"].submit(Call(((statements.stored_answers, ()),), beyond)):
+            step = (statements.drop_answer, statements.drop_answer.bind({"given_id": id_}))
+            answers += await self._lanes["quick"].submit(Call((step,), _number))
+        return Pruned(receipts, payments, answers)
 
-    async def _move(
-        self, row: Row, leaving: set[State], to: State, now: int, *conditions: ColumnElement[bool], **values: Any
-    ) -> Moved | Stale:
+    async def _repeat(self, step: Step) -> int:
+        """Make a step that removes a part, until nothing is left; the number of rows removed."""
+        total = 0
+        while removed := await self._lanes["quick"].submit(Call((step,), _number)):
+            total += removed
+        return total
+
+    def _mine(self, lease_until: int) -> dict[str, Any]:
+        return {"owner": self._owner, "lease_until": lease_until, "reason": None, "transaction_hash": None}
+
+    def _require(self, row: Row, leaving: "set[State] | frozenset[State]", to: State) -> None:
         if row.state not in leaving:
             raise ValueError(f"a payment cannot go from {row.state} to {to} here")
-        statement = (
-            update(payments)
-            .where(payments.c.id == row.id, payments.c.state == row.state, payments.c.reservation == row.reservation)
-            .where(*conditions)
-            .values(state=to, updated=now, **values)
-            .returning(*payments.c)
-        )
 
-        def work(connection: Connection) -> Moved | Stale:
-            moved = connection.execute(statement).mappings().one_or_none()
-            if moved is not None:
-                return Moved(row_from(moved))
-            current = connection.execute(select(payments).where(payments.c.id == row.id)).mappings().one_or_none()
-            return Stale(None if current is None else row_from(current))
+    async def _move(
+        self,
+        row: Row,
+        to: State,
+        now: int,
+        values: dict[str, Any],
+        *,
+        guard: str | None = None,
+        receipt: NewReceipt | None = None,
+        durable: bool = False,
+    ) -> Moved | Stale:
+        authorization = row.authorization
+        params = {f"new_{name}": value for name, value in values.items()}
+        params |= {
+            "new_state": to.value,
+            "new_updated": now,
+            "given_id": row.id,
+            "given_nonce": authorization.nonce,
+            "given_state": row.state.value,
+            "given_reservation": row.reservation,
+            "given_result": row.result,
+            "given_lease_until": row.lease_until,
+            "given_owner": self._owner,
+        }
+        statement = self._statements.move(tuple(values), guard)
+        steps: tuple[Step, ...] = ((statement, statement.bind(params)),)
+        if receipt is not None:
+            params |= {
+                "given_transaction_hash": values.get("transaction_hash", row.transaction),
+                **_receipt_values(receipt, now),
+            }
+            kept = self._statements.put_settled_receipt
+            steps = (*steps, (kept, kept.bind(params)))
 
-        return await self._run(work)
+        def read(moved: Rows, found: Rows) -> Moved | Stale:
+            if not moved:
+                return Stale(row_from(found[0]) if found else None)
+            now_there = dict(zip(MOVED, moved[0], strict=True))
+            return Moved(
+                Row(
+                    id=row.id,
+                    reservation=values.get("reservation", row.reservation),
+                    state=to,
+                    request_digest=row.request_digest,
+                    authorization=authorization,
+                    result=values.get("result", row.result),
+                    receipt_id=now_there["receipt_id"],
+                    transaction=now_there["transaction_hash"],
+                    reason=now_there["reason"],
+                    owner=now_there["owner"],
+                    lease_until=now_there["lease_until"],
+                    reclaimed=values.get("reclaimed", row.reclaimed),
+                    created=row.created,
+                    updated=now,
+                )
+            )
 
-    async def _run(self, work: Callable[[Connection], T]) -> T:
-        def call() -> T:
-            try:
-                with self._engine.begin() as connection:
-                    return work(connection)
-            except SQLAlchemyError as error:
-                raise LedgerUnavailableError(f"the ledger did not answer: {error}") from error
-
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        otherwise = (self._statements.again, (row.id, authorization.nonce))
+        call = Call(steps, read, otherwise=otherwise, order=authorization.nonce, durable=durable)
+        return await self._lanes["durable" if durable else "quick"].submit(call)
 
 
-def _key_values(key: PaymentKey) -> dict[str, str]:
-    return dict(zip(_KEY_COLUMNS, key, strict=True))
+def _receipt_values(receipt: NewReceipt, now: int) -> dict[str, Any]:
+    return {
+        "new_receipt_id": receipt.receipt_id,
+        "new_chat_id": receipt.chat_id,
+        "new_receipt": receipt.receipt_json,
+        "new_created": now,
+    }
 
 
-def _is(key: PaymentKey) -> list[Any]:
-    return [payments.c[name] == value for name, value in _key_values(key).items()]
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except ArgumentError:
+        # Without the URL: a password may be in it.
+        raise LedgerUnavailableError("the ledger cannot be opened: its URL cannot be read") from None
+    if backend not in ("sqlite", "postgresql"):
+        raise LedgerUnavailableError(f"the ledger cannot be opened: {backend} is neither sqlite nor postgresql")
+    return parsed.set(drivername="postgresql+psycopg") if backend == "postgresql" else parsed
+
+
+def _prepare(url: URL) -> None:
+    if url.get_backend_name() == "sqlite":
+        prepare_file(url)
+    migrate(url)
+
+
+def _row_or_none(found: Rows, _: Rows) -> Row | None:
+    return row_from(found[0]) if found else None
+
+
+def _number(found: Rows, _: Rows) -> int:
+    return len(found)
+
+
+def _unfinished(found: Rows, _: Rows) -> Unfinished:
+    rows, damaged = [], []
+    for each in found:
+        try:
+            rows.append(row_from(each))
+        except LedgerCorruptError as error:
+            damaged.append(str(error))
+    last_id = found[-1][0] if len(found) == UNFINISHED_PAGE else None
+    return Unfinished(tuple(rows), tuple(damaged), last_id)

@@ -165,6 +165,17 @@ def test_status_tells_valid_expired_and_malformed_keys_apart(desk: Desk) -> None
     assert found["wallet"] == desk.chain.owner.lower()
 
 
+def test_what_a_hostile_agent_wrote_cannot_draw_on_a_terminal(desk: Desk) -> None:
+    desk.json("register", "--uri", "ipfs://x\x1b[2J\nowner  somebody else")
+    owner: LocalAccount = Account.from_key(desk.key)
+    key = "tee.key.main\n\x1b]0;title\x07tee.key.forged"
+    Deployer(desk.chain.rpc, owner).send(desk.contract().functions.setMetadata(0, key, b"\x01"))
+    for words in (("status", "0"), ("transfer-check", "0"), ("find",)):
+        shown = desk.run(*words).output
+        assert not any(ord(character) < 32 and character != "\n" for character in shown)
+        assert not any(line.startswith(("owner  somebody", "tee.key.forged")) for line in shown.splitlines())
+
+
 def test_the_key_of_a_past_block_is_found(desk: Desk) -> None:
     desk.json("register", "--uri", URI)
     desk.json("publish", "0", *KEY)

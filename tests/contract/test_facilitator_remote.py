@@ -1,5 +1,6 @@
 """A facilitator behind HTTP that is slow, broken or lying: never a wrong yes, never a no it has not proven."""
 
+import gzip
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,7 +11,8 @@ from fastapi import Request, Response
 from service.localchain.deploy import LocalChain
 from service.payment.authorization import Authorization
 from service.payment.facilitator import FacilitatorUnavailableError, Invalid, Rejected, Settled, Unknown, Verified
-from service.payment.remote import MAX_RESPONSE_BYTES, RemoteFacilitator
+from service.payment.facilitator_http import MAX_RESPONSE_BYTES
+from service.payment.remote import RemoteFacilitator
 from service.pricing import Asset
 from tests.facilitators import Handler, answering, serving
 from tests.payments import TOKEN, authorize, offer
@@ -20,11 +22,11 @@ YES = {"success": True, "transaction": TRANSACTION, "network": TOKEN.network}
 NO = {"success": False, "transaction": "", "network": TOKEN.network}
 
 
-def saying(body: Any, status: int = 200) -> Handler:
+def saying(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Handler:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     async def handler(_request: Request) -> Response:
-        return Response(content, status_code=status, media_type="application/json")
+        return Response(content, status_code=status, media_type="application/json", headers=headers)
 
     return handler
 
@@ -58,14 +60,13 @@ async def test_the_request_is_the_one_of_the_specification() -> None:
     seen: list[tuple[str, str, dict[str, Any]]] = []
 
     async def handler(request: Request) -> Response:
-        seen.append((request.url.path, request.headers.get("x-key", ""), await request.json()))
+        seen.append((request.url.path, request.headers.get("authorization", ""), await request.json()))
         return Response(json.dumps({"isValid": True}))
 
     authorization = authorize()
-    verified = await ask(handler, lambda one: one.verify(authorization), headers={"x-key": "k"})
-    assert verified == Verified(authorization.payer)
-    ((path, key, body),) = seen
-    assert (path, key, body["x402Version"]) == ("/verify", "k", 2)
+    assert await ask(handler, lambda one: one.verify(authorization)) == Verified(authorization.payer)
+    ((path, secret, body),) = seen
+    assert (path, secret, body["x402Version"]) == ("/verify", "", 2)
     assert body["paymentPayload"]["payload"]["signature"] == authorization.payload.payload["signature"]
     assert body["paymentRequirements"] == body["paymentPayload"]["accepted"]
     assert body["paymentRequirements"]["amount"] == "10000"
@@ -85,11 +86,16 @@ GARBAGE: dict[str, Handler] = {
     "a list": saying([]),
     "empty": saying({}),
     "strings for booleans": saying({"isValid": "true", "success": "true", "transaction": TRANSACTION, "network": "x"}),
-    "a redirect": saying({"isValid": True, **YES}, 302),
+    "a redirect": saying({"isValid": True, **YES}, 302, {"location": "/elsewhere"}),
     "an error with a yes in it": saying({"isValid": True, **YES}, 500),
     "a refusal with a yes in it": saying({"isValid": True, **YES}, 403),
     "too much": saying(b'{"isValid":true,"x":"' + b"x" * MAX_RESPONSE_BYTES + b'"}'),
     "silence": hanging,
+    "a packed yes": saying(
+        gzip.compress(json.dumps({"isValid": True, **YES}).encode()), headers={"content-encoding": "gzip"}
+    ),
+    "numbers for text": saying({"isValid": True, "payer": 7, **YES, "transaction": 7}),
+    "depth": saying(b"[" * 50_000),
 }
 
 

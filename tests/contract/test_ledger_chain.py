@@ -16,8 +16,8 @@ from service.payment.local import LocalFacilitator
 from service.payment.reconcile import REORG_MARGIN_SECONDS, reconcile
 from service.pricing import Asset
 from tests.chain import CACHE_DIR
+from tests.ledgers import OWNER, in_state
 from tests.payments import PRICE, authorize, offer
-from tests.unit.test_ledger import in_state
 
 
 class Stack:
@@ -53,7 +53,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
         facilitator = LocalFacilitator(
             rpc_url=chain.rpc, operator_key=chain.operator_key, assets=[asset], confirmation_timeout_seconds=1.0
         )
-        ledger = await Ledger.open(f"sqlite:///{tmp_path}/ledger.db")
+        ledger = await Ledger.open(f"sqlite:///{tmp_path}/ledger.db", owner=OWNER)
         yield Stack(ledger, facilitator, chain)
         await ledger.close()
         await facilitator.close()
@@ -63,7 +63,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 async def test_a_transfer_that_happened_is_recorded_and_not_repeated(stack: Stack, state: State) -> None:
     row = await in_state(stack.ledger, state, stack.payment())
     settled = await stack.facilitator.settle(row.authorization)
-    report = await reconcile(stack.ledger, stack.facilitator, now=1)
+    report = await reconcile(stack.ledger, stack.facilitator, lambda: 1, owner=OWNER)
     after = await stack.again(row)
     assert (after.state, after.transaction) == (State.SETTLED, getattr(settled, "transaction", None))
     assert (report.settled, stack.paid_out()) == (1, PRICE)
@@ -72,8 +72,8 @@ async def test_a_transfer_that_happened_is_recorded_and_not_repeated(stack: Stac
 @pytest.mark.parametrize("state", [State.SERVED, State.SETTLING, State.UNKNOWN])
 async def test_a_transfer_that_did_not_happen_is_made_once(stack: Stack, state: State) -> None:
     row = await in_state(stack.ledger, state, stack.payment())
-    await reconcile(stack.ledger, stack.facilitator, now=1)
-    await reconcile(stack.ledger, stack.facilitator, now=2)
+    await reconcile(stack.ledger, stack.facilitator, lambda: 1, owner=OWNER)
+    await reconcile(stack.ledger, stack.facilitator, lambda: 2, owner=OWNER)
     assert (await stack.again(row)).state is State.SETTLED
     assert stack.paid_out() == PRICE
 
@@ -86,7 +86,7 @@ async def test_a_transfer_that_cannot_happen_any_more_is_rejected_by_the_chains_
     far = row.authorization.valid_before + REORG_MARGIN_SECONDS
     stack.deployer.anvil("evm_setNextBlockTimestamp", far)
     stack.deployer.anvil("evm_mine")
-    await reconcile(stack.ledger, stack.facilitator, now=1)
+    await reconcile(stack.ledger, stack.facilitator, lambda: 1, owner=OWNER)
     assert (await stack.again(row)).state is State.REJECTED
     assert stack.paid_out() == 0
 
@@ -94,15 +94,15 @@ async def test_a_transfer_that_cannot_happen_any_more_is_rejected_by_the_chains_
 async def test_a_waiting_transaction_is_left_until_the_chain_has_decided(stack: Stack) -> None:
     row = await in_state(stack.ledger, State.SERVED, stack.payment())
     stack.deployer.anvil("evm_setAutomine", False)
-    first = await reconcile(stack.ledger, stack.facilitator, now=1)
+    first = await reconcile(stack.ledger, stack.facilitator, lambda: 1, owner=OWNER)
     assert ((await stack.again(row)).state, len(first.waiting)) == (State.UNKNOWN, 1)
     stack.deployer.anvil("evm_mine")
-    second = await reconcile(stack.ledger, stack.facilitator, now=2)
+    second = await reconcile(stack.ledger, stack.facilitator, lambda: 2, owner=OWNER)
     assert (second.settled, (await stack.again(row)).state) == (1, State.SETTLED)
     assert stack.paid_out() == PRICE
 
 
 async def test_what_was_only_reserved_is_free_again_and_not_charged(stack: Stack) -> None:
     row = await in_state(stack.ledger, State.RESERVED, stack.payment())
-    report = await reconcile(stack.ledger, stack.facilitator, now=1)
+    report = await reconcile(stack.ledger, stack.facilitator, lambda: 1, owner=OWNER)
     assert (report.released, (await stack.again(row)).state, stack.paid_out()) == (1, State.RELEASED, 0)

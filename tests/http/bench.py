@@ -92,7 +92,7 @@ async def bench(
     keyholder = Keyholder(
         Credentials(keys, identity, key_name(settings.replica)), margin_seconds=expiry_margin(lifetime), clock=clock
     )
-    book = await Ledger.open(settings.ledger_url)
+    book = await Ledger.open(settings.ledger_url, owner=settings.replica)
     service = wrap(
         Service(
             settings=settings,

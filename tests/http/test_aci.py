@@ -169,7 +169,7 @@ async def test_health_and_readiness_of_a_running_service(stack: Stack) -> None:
 async def test_the_description_of_the_api_shows_every_status_and_the_payment_header(stack: Stack) -> None:
     operation = (await stack.caller.get("/openapi.json")).json()["paths"]["/v1/summarize"]["post"]
     assert {"200", "400", "402", "409", "413", "415", "422", "503"} <= set(operation["responses"])
-    assert [parameter["name"] for parameter in operation["parameters"]] == ["PAYMENT-SIGNATURE"]
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["PAYMENT-SIGNATURE", "Idempotency-Key"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == {"document", "style", "max_words", "language"}
     assert schema["required"] == ["document"]

@@ -33,6 +33,7 @@ from service.credentials import Credentials, Keyholder
 from service.localchain.anvil import Anvil
 from service.localchain.deploy import Deployer
 from service.payment.local import LocalFacilitator
+from service.payment.routing import Router
 from tests.http.bench import Bench, bench
 from tests.http.conftest import Stack, buyer_of, running
 from tests.http.fakes import Clock
@@ -63,6 +64,15 @@ async def own(anvil: Anvil, tmp_path: Path) -> AsyncIterator[Stack]:
     """A stack whose keys may be replaced."""
     async with running(anvil, tmp_path, slots="4") as stack:
         yield stack
+
+
+def local_facilitator(stack: Stack) -> LocalFacilitator:
+    """The facilitator that settles on the chain of this stack."""
+    router = stack.service.facilitator
+    assert isinstance(router, Router)
+    facilitator = router.on(f"eip155:{stack.chain.chain_id}")
+    assert isinstance(facilitator, LocalFacilitator)
+    return facilitator
 
 
 class RotatesOnce(httpx.AsyncHTTPTransport):
@@ -220,8 +230,7 @@ async def test_calls_that_run_during_a_rotation_are_answered_and_charged_once(ow
 
 
 async def test_nothing_is_settled_while_somebody_else_sends(own: Stack) -> None:
-    facilitator = own.service.facilitator
-    assert isinstance(facilitator, LocalFacilitator)
+    facilitator = local_facilitator(own)
     payment = await own.caller.payment()
     before = await asyncio.to_thread(sent, own)
     async with facilitator.exclusive():
@@ -234,8 +243,7 @@ async def test_nothing_is_settled_while_somebody_else_sends(own: Stack) -> None:
 
 
 async def test_no_key_is_published_while_somebody_else_sends(own: Stack) -> None:
-    facilitator = own.service.facilitator
-    assert isinstance(facilitator, LocalFacilitator)
+    facilitator = local_facilitator(own)
     before = await asyncio.to_thread(sent, own)
     async with facilitator.exclusive():
         rotating = asyncio.create_task(own.service.rotation.rotate())
@@ -247,8 +255,7 @@ async def test_no_key_is_published_while_somebody_else_sends(own: Stack) -> None
 
 
 async def test_whoever_stops_waiting_for_the_account_does_not_keep_it(own: Stack) -> None:
-    facilitator = own.service.facilitator
-    assert isinstance(facilitator, LocalFacilitator)
+    facilitator = local_facilitator(own)
 
     async def publish() -> None:
         async with facilitator.exclusive():

@@ -142,7 +142,7 @@ async def test_a_chain_that_is_away_is_a_503_paid_or_not(stack: Stack) -> None:
     nowhere = LocalFacilitator(
         rpc_url="http://127.0.0.1:9",
         operator_key=stack.chain.operator_key,
-        assets=[stack.service.settings.payee.asset],
+        assets=[stack.service.settings.payees[0].asset],
         rpc_timeout_seconds=2,
     )
     service = with_facilitator(stack.service, nowhere)
@@ -162,7 +162,7 @@ async def test_a_chain_that_is_away_is_a_503_paid_or_not(stack: Stack) -> None:
 
 async def test_an_operator_without_gas_sells_nothing(stack: Stack) -> None:
     poor = LocalFacilitator(
-        rpc_url=stack.chain.rpc, operator_key="0x" + "66" * 32, assets=[stack.service.settings.payee.asset]
+        rpc_url=stack.chain.rpc, operator_key="0x" + "66" * 32, assets=[stack.service.settings.payees[0].asset]
     )
     transport = httpx.ASGITransport(create_app(with_facilitator(stack.service, poor)))
     async with httpx.AsyncClient(transport=transport, base_url=stack.url) as http:
@@ -223,7 +223,7 @@ async def test_nothing_is_sold_under_keys_that_are_about_to_expire(ledger_path: 
         assert shop.facilitator.spent == {}
 
 
-@pytest.mark.parametrize("step", ["find", "reserve", "put_receipt"])
+@pytest.mark.parametrize("step", ["find", "reserve", "start_settlement", "settled"])
 async def test_a_ledger_that_fails_is_a_503_and_forgets_nothing(
     ledger_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -300,8 +300,8 @@ async def test_a_start_finishes_what_the_last_one_left(site: Site) -> None:
     """A payment whose inference was cut off was never charged, and is free again."""
     await site.started()
     authorization = authorize(offer())
-    ledger = await Ledger.open(f"sqlite:///{site.ledger}")
-    assert isinstance(await ledger.reserve(authorization, digest(b"request"), 1), Reserved)
+    ledger = await Ledger.open(f"sqlite:///{site.ledger}", owner="main")
+    assert isinstance(await ledger.reserve(authorization, digest(b"request"), 1, lease_seconds=60), Reserved)
     await ledger.close()
     async with boot(site.settings()) as service:
         row = await service.ledger.find(authorization.key)

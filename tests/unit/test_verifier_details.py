@@ -18,6 +18,8 @@ from attestation.http_signature import Exchange
 from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Record, Unreadable
 from attestation.payment_proof import EXTENSION
 from attestation.policy import Policy
+from attestation.pricing import EXTENSION as EXTENSION_OF_PRICE
+from attestation.pricing import PriceBasis, PriceRule, request_digest
 from attestation.registry.records import KeyRecord, encode_key
 from attestation.verdict import Check, Result, Status, Verdict
 from attestation.verifier import NO_TLS, Verifier
@@ -497,6 +499,35 @@ def test_what_a_payment_repeats_of_the_terms_it_repeats_exactly(shop: Shop, name
     changed: dict[str, Any] = {name: {"url": "other"}}
     verdict = judge(shop.bundle(document=document, payment=shop.payment(document, **changed)))
     assert failures(verdict) == {"receipt.payment": f"the payment echoes another {name} than the terms"}
+
+
+def test_a_payment_may_name_its_purchase_and_change_nothing_else_of_an_extension(shop: Shop) -> None:
+    declared = {"info": {"required": False}, "schema": {"type": "object"}}
+    document = shop.terms_document()
+    document["extensions"] = {**document["extensions"], "payment-identifier": declared, "empty": 7}
+    for echo, accepted in (
+        ({"payment-identifier": {**declared, "info": {"required": False, "id": "x" * 16}}}, True),
+        ({"empty": 7}, True),
+        ({"payment-identifier": {**declared, "info": {"required": True, "id": "x" * 16}}}, False),
+        ({"payment-identifier": {"info": {"id": "x" * 16}}}, False),
+        ({"payment-identifier": {"info": "x"}}, False),
+        ({"empty": 8}, False),
+        ({"unheard-of": {}}, False),
+    ):
+        verdict = judge(shop.bundle(document=document, payment=shop.payment(document, extensions=echo)))
+        wanted = {} if accepted else {"receipt.payment": "the payment echoes another extensions than the terms"}
+        assert failures(verdict) == wanted, echo
+
+
+def test_a_price_that_the_attested_rule_does_not_make_is_refused(shop: Shop) -> None:
+    rule = PriceRule("0.001", per_1k_output_tokens="0.009")
+    sold = {name: value for name, value in payment_terms().items() if name != "amount"}
+    by_rule = built(payment={"accepts": [{**sold, "decimals": 6}], "price_rule": rule.to_json()})
+    asked = request_digest(endpoint="/v1/summarize", method="POST", body_hash=digest(BODY))
+    for longest, refused in ((1_000, False), (999, True)):
+        document = by_rule.terms_document()
+        document["extensions"] |= {EXTENSION_OF_PRICE: PriceBasis(rule, asked, 0, longest).to_json()}
+        assert bool(failures(before_paying(by_rule, document))) is refused
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"name": "USDC"}, {"name": 1, "version": "2"}])

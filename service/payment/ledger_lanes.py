@@ -1,0 +1,170 @@
+"""Threads that work for the event loop, one database connection each, and everything that waits at a time.
+
+Work queues up while a transaction commits. The thread then takes all of it into the next one: one commit, one wait for
+the disk and one wakeup of the event loop, however many are waiting. That is what makes a busy ledger cheap.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+
+from service.payment.ledger_schema import LedgerUnavailableError
+from service.payment.ledger_statements import Params, Statement
+
+T = TypeVar("T")
+
+MAX_BATCH: Final = 256
+"""Calls in one transaction, at most: others wait for the database's lock meanwhile."""
+
+Rows: TypeAlias = list[tuple[Any, ...]]
+Step: TypeAlias = tuple[Statement, Params]
+
+
+class CallRefusedError(Exception):
+    """The database refuses what one of the calls asks for. Nothing was changed; the others are asked again alone."""
+
+
+class Call(Generic[T]):
+    """Something to do in one transaction.
+
+    Attributes:
+        steps: statements, in order; the rows of the first one matter.
+        otherwise: what is read instead when the first one had no rows.
+        read: makes the answer of the rows of the first step and of `otherwise`.
+        order: calls are made in this order, so that two transactions never wait for each other in a circle.
+        durable: must be on disk before it is answered.
+    """
+
+    __slots__ = ("durable", "order", "otherwise", "read", "steps")
+
+    def __init__(
+        self,
+        steps: tuple[Step, ...],
+        read: Callable[[Rows, Rows], T],
+        *,
+        otherwise: Step | None = None,
+        order: str = "",
+        durable: bool = False,
+    ) -> None:
+        self.steps = steps
+        self.read = read
+        self.otherwise = otherwise
+        self.order = order
+        self.durable = durable
+
+
+class Session(Protocol):
+    """A connection, used by one thread; it connects when it is needed, and again when that was lost."""
+
+    def run(self, calls: Sequence[Call[Any]]) -> list[tuple[Rows, Rows]]:
+        """Make all calls in one transaction; for each the rows of its first step and of `otherwise`.
+
+        Raises:
+            CallRefusedError: one of the calls is at fault.
+            LedgerUnavailableError: the database is; whether anything was changed is known only after reading it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the connection, if there is one. Never raises."""
+        ...
+
+
+Waiting: TypeAlias = tuple[Call[Any], "asyncio.Future[Any]"]
+Done: TypeAlias = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+
+class Lane:
+    """A queue of calls and the threads that take them, one for each session."""
+
+    def __init__(self, name: str, sessions: Sequence[Session]) -> None:
+        self._queue: SimpleQueue[Waiting | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, args=(session,), name=f"ledger-{name}", daemon=True)
+            for session in sessions
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, call: Call[T]) -> "asyncio.Future[T]":
+        """Queue a call. Its future is done on the event loop; cancelling it does not stop the call.
+
+        Raises:
+            LedgerUnavailableError: the lane is closed.
+        """
+        if self._closed:
+            raise LedgerUnavailableError("the ledger is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put((call, future))
+        return future
+
+    async def close(self) -> None:
+        """Finish what is queued, then close the connections."""
+        self._closed = True
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            await self._loop.run_in_executor(None, thread.join)
+
+    def _work(self, session: Session) -> None:
+        ending = False
+        while not ending:
+            batch, ending = self._take()
+            # What need not be on disk does not wait for what must.
+            for part in ([each for each in batch if each[0].durable is durable] for durable in (False, True)):
+                if part:
+                    done = self._run(session, part)
+                    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                        self._loop.call_soon_threadsafe(_resolve, done)
+        session.close()
+
+    def _take(self) -> tuple[list[Waiting], bool]:
+        """All that waits, and whether it is the last."""
+        batch: list[Waiting] = []
+        waiting = self._queue.get()
+        while waiting is not None:
+            batch.append(waiting)
+            if len(batch) == MAX_BATCH:
+                return batch, False
+            try:
+                waiting = self._queue.get_nowait()
+            except Empty:
+                return batch, False
+        return batch, True
+
+    def _run(self, session: Session, batch: list[Waiting]) -> list[Done]:
+        try:
+            rows = session.run([call for call, _ in batch])
+        except CallRefusedError as error:
+            if len(batch) == 1:
+                return [(batch[0][1], None, LedgerUnavailableError(str(error)))]
+            return [done for each in batch for done in self._run(session, [each])]
+        except LedgerUnavailableError as error:
+            return [(future, None, LedgerUnavailableError(str(error))) for _, future in batch]
+        except Exception as error:  # a thread that ends here would leave everybody waiting
+            session.close()
+            failure = f"the ledger did not answer: {type(error).__name__}"
+            return [(future, None, LedgerUnavailableError(failure)) for _, future in batch]
+        return [_read(call, future, *found) for (call, future), found in zip(batch, rows, strict=True)]
+
+
+def _read(call: Call[Any], future: "asyncio.Future[Any]", first: Rows, otherwise: Rows) -> Done:
+    try:
+        return future, call.read(first, otherwise), None
+    except Exception as error:  # it belongs to this caller, not to the thread
+        return future, None, error
+
+
+def _resolve(done: list[Done]) -> None:
+    for future, result, error in done:
+        if future.done():  # its caller has gone
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

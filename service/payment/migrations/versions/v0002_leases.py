@@ -1,0 +1,33 @@
+"""Who works on a payment and until when; settlement before the answer; smaller indexes.
+
+Expands only. A replica of version 1 that is still running leaves the new columns empty, and rows with an empty lease
+count as being worked on for a while after their last change (`LEGACY_LEASE_SECONDS`).
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+from service.payment.migrations.versions import v0001_payments
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.drop_index("payments_by_state", "payments")
+    # SQLite cannot change a check: there the table is copied, in the order of its ids and with every column as it was.
+    before = sa.Table("payments", sa.MetaData(), *v0001_payments.payments())
+    with op.batch_alter_table("payments", copy_from=before, recreate="auto") as payments:
+        payments.add_column(sa.Column("owner", sa.String(64)))
+        payments.add_column(sa.Column("lease_until", sa.BigInteger))
+        payments.add_column(sa.Column("reclaimed", sa.BigInteger))
+        payments.drop_constraint("served_has_result", type_="check")
+        payments.create_check_constraint("served_has_result", "state <> 'SERVED' OR result IS NOT NULL")
+    for name, columns, states in (
+        ("unfinished_payments", ["id"], "'RESERVED', 'SERVED', 'SETTLING', 'UNKNOWN'"),
+        ("finished_payments", ["state", "updated"], "'SETTLED', 'REJECTED', 'RELEASED'"),
+    ):
+        where = sa.text(f"state IN ({states})")
+        op.create_index(name, "payments", columns, sqlite_where=where, postgresql_where=where)
+    op.create_index("receipts_by_age", "receipts", ["created"])
+    op.execute("UPDATE tollseal_schema SET version = 2")
