@@ -44,7 +44,7 @@ from service.payment.ledger_schema import (
     State,
 )
 from service.payment.ledger_sqlite import prepare_file, sqlite_lanes
-from service.payment.ledger_statements import KEY_COLUMNS, MOVED, Statements
+from service.payment.ledger_statements import Statements
 from service.payment.migrations import migrate
 from service.payment.records import (
     Conflict,
@@ -158,21 +158,27 @@ class Ledger:
             lease_seconds: how long the other replicas leave it to us; longer than inference and settlement take.
         """
         text = authorization_to_json(authorization)
-        values: dict[str, Any] = {
-            "scheme": authorization.scheme,
-            "pay_to": authorization.pay_to,
-            "amount": str(authorization.amount),
-            "valid_after": str(authorization.valid_after),
-            "valid_before": str(authorization.valid_before),
-            "payment": text,
-            "request_digest": request_digest,
-            "state": State.RESERVED.value,
-            "created": now,
-            "updated": now,
-            "owner": self._owner,
-            "lease_until": now + lease_seconds,
-            **dict(zip(KEY_COLUMNS, authorization.key, strict=True)),
-        }
+        statement = self._statements.reserve
+        params = statement.bind(
+            {
+                "new_network": authorization.network,
+                "new_asset": authorization.asset,
+                "new_payer": authorization.payer,
+                "new_nonce": authorization.nonce,
+                "new_scheme": authorization.scheme,
+                "new_pay_to": authorization.pay_to,
+                "new_amount": str(authorization.amount),
+                "new_valid_after": str(authorization.valid_after),
+                "new_valid_before": str(authorization.valid_before),
+                "new_payment": text,
+                "new_request_digest": request_digest,
+                "new_state": State.RESERVED.value,
+                "new_created": now,
+                "new_updated": now,
+                "new_owner": self._owner,
+                "new_lease_until": now + lease_seconds,
+            }
+        )
 
         def read(made: Rows, found: Rows) -> Reserved | Existing | Conflict:
             if made:
@@ -201,9 +207,8 @@ class Ledger:
             same = row.request_digest == request_digest and row.authorization == authorization
             return Existing(row) if same else Conflict(row)
 
-        step = (self._statements.reserve, self._statements.reserve.bind({f"new_{k}": v for k, v in values.items()}))
         otherwise = (self._statements.find, authorization.key)
-        call = Call((step,), read, otherwise=otherwise, order=authorization.nonce)
+        call = Call(((statement, params),), read, otherwise=otherwise, order=authorization.nonce)
         return await self._lanes["quick"].submit(call)
 
     async def renew(self, row: Row, *, now: int, lease_seconds: int) -> Moved | Stale:
@@ -392,8 +397,8 @@ class Ledger:
         durable: bool = False,
     ) -> Moved | Stale:
         authorization = row.authorization
-        params = {f"new_{name}": value for name, value in values.items()}
-        params |= {
+        params = {
+            **{f"new_{name}": value for name, value in values.items()},
             "new_state": to.value,
             "new_updated": now,
             "given_id": row.id,
@@ -417,7 +422,7 @@ class Ledger:
         def read(moved: Rows, found: Rows) -> Moved | Stale:
             if not moved:
                 return Stale(row_from(found[0]) if found else None)
-            now_there = dict(zip(MOVED, moved[0], strict=True))
+            receipt_id, transaction, reason, owner, lease_until = moved[0]
             return Moved(
                 Row(
                     id=row.id,
@@ -426,11 +431,11 @@ class Ledger:
                     request_digest=row.request_digest,
                     authorization=authorization,
                     result=values.get("result", row.result),
-                    receipt_id=now_there["receipt_id"],
-                    transaction=now_there["transaction_hash"],
-                    reason=now_there["reason"],
-                    owner=now_there["owner"],
-                    lease_until=now_there["lease_until"],
+                    receipt_id=receipt_id,
+                    transaction=transaction,
+                    reason=reason,
+                    owner=owner,
+                    lease_until=lease_until,
                     reclaimed=values.get("reclaimed", row.reclaimed),
                     created=row.created,
                     updated=now,

@@ -29,9 +29,9 @@ WRITERS: Final = 2
 class PostgresSession:
     """One connection.
 
-    A lost connection, and a transaction that the server gave up in favour of another, are tried once more: every
-    statement names the state that it leaves, so what did happen the first time is not done twice. Its caller then learns
-    that the row has moved, and may do nothing.
+    After a lost connection, and where the server gave a transaction up in favour of another, it is tried once more:
+    every statement names the state that it leaves, so what did happen the first time is not done twice. Its caller then
+    learns that the row has moved, and may do nothing.
 
     Args:
         arguments: of `psycopg.connect`, without options.

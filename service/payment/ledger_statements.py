@@ -53,7 +53,7 @@ ROW: Final = (
 """What is read of a payment, in this order."""
 
 MOVED: Final = ("receipt_id", "transaction_hash", "reason", "owner", "lease_until")
-"""What a transition returns: whatever its caller's copy of the row could have wrong."""
+"""What a transition returns, in this order: whatever its caller's copy of the row could have wrong."""
 
 _ONE: Final[ColumnElement[int]] = literal_column("1")
 

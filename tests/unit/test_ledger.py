@@ -112,14 +112,19 @@ async def test_on_a_full_disk_calls_fail_and_with_space_again_they_do_not(ledger
     assert isinstance(await ledger.start_settlement(row, now=102, result=answer), Moved)
 
 
+def damage(file: Path) -> None:
+    """Overwrite everything but the first page."""
+    with file.open("r+b") as damaged:
+        damaged.seek(4096)
+        damaged.write(b"\xa5" * (file.stat().st_size - 4096))
+
+
 async def test_in_a_damaged_file_calls_fail_and_the_service_lives_on(file: Path) -> None:
     ledger = await Ledger.open(f"sqlite:///{file}", owner=OWNER)
     rows = [await in_state(ledger, State.SETTLED) for _ in range(20)]
     await ledger.close()
     ledger = await Ledger.open(f"sqlite:///{file}", owner=OWNER)
-    with file.open("r+b") as damaged:
-        damaged.seek(4096)
-        damaged.write(b"\xa5" * (file.stat().st_size - 4096))
+    damage(file)
     for _ in range(2):
         with pytest.raises(LedgerUnavailableError):
             await ledger.find(rows[0].authorization.key)
@@ -128,10 +133,14 @@ async def test_in_a_damaged_file_calls_fail_and_the_service_lives_on(file: Path)
     await ledger.close()
 
 
-async def test_a_file_that_vanished_is_not_begun_anew(file: Path) -> None:
-    await (await Ledger.open(f"sqlite:///{file}", owner=OWNER)).close()
+def test_a_file_that_vanished_is_not_begun_anew(file: Path) -> None:
+    asyncio.run(make(file))
     session = SqliteSession(file, writes=True)
     file.unlink()
     with pytest.raises(LedgerUnavailableError, match="unable to open"):
         session.run([])
     assert not file.exists()
+
+
+async def make(file: Path) -> None:
+    await (await Ledger.open(f"sqlite:///{file}", owner=OWNER)).close()

@@ -1,11 +1,11 @@
 """The ledger's tables, version by version, and how a database is brought to the newest one.
 
 A migration only ever adds: columns that may be empty, tables, indexes, wider checks. So a replica of the version before
-keeps running while others are upgraded under it. What it started no longer does: a program refuses a ledger that is newer
-than itself.
+keeps running while the ledger is upgraded under it. It cannot be started again: a program refuses a ledger that is
+newer than itself.
 
-The whole upgrade is one transaction under a lock (an advisory lock on PostgreSQL, the write lock of SQLite), so replicas
-that start together upgrade once, and a process that is killed meanwhile leaves the database as it was.
+The whole upgrade is one transaction under a lock (an advisory lock on PostgreSQL, the write lock of SQLite), so
+replicas that start together upgrade once, and a process that is killed meanwhile leaves the database as it was.
 """
 
 from pathlib import Path
