@@ -15,6 +15,7 @@ from attestation.validation import inline_key, standing
 from service.explorer import Explorer, NotRead, OnChain
 from service.http import paths
 from service.http.agent_page import render
+from service.http.openapi import responses
 from service.http.state import service_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ _ICON: Final = """\
 router = APIRouter(tags=["identity"])
 
 
-@router.get(paths.AGENT_PAGE, response_model=None)
+@router.get(
+    paths.AGENT_PAGE,
+    response_model=None,
+    responses=responses("The agent, as a page or as JSON.", media_type="text/html"),
+)
 async def agent_page(request: Request) -> Response:
     """The agent on the chain and as it serves, side by side; JSON where `Accept` asks for that and not for HTML."""
     accept = request.headers.get("accept", "")
@@ -45,13 +50,13 @@ async def agent_page(request: Request) -> Response:
     return Response(render(await _document(request)), media_type="text/html; charset=utf-8", headers=headers)
 
 
-@router.get(paths.AGENT_JSON)
+@router.get(paths.AGENT_JSON, responses=responses("The agent, as the chain and the service have it."))
 async def agent_json(request: Request) -> JSONResponse:
     """The same as ``/agent``, always as JSON."""
     return JSONResponse(await _document(request), headers=_HEADERS)
 
 
-@router.get(paths.AGENT_ICON, response_class=Response)
+@router.get(paths.AGENT_ICON, response_class=Response, responses=responses("The image.", media_type="image/svg+xml"))
 async def agent_icon() -> Response:
     """The agent's image, as its registration file names it."""
     return Response(_ICON, media_type="image/svg+xml", headers={"cache-control": "public, max-age=86400"})
