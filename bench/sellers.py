@@ -45,7 +45,8 @@ from service.boot import registration_file, unix_now
 from service.build import compute_manifest
 from service.call import PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
-from service.http.summarize import SummarizeRequest, Summary, Usage
+from service.http.answers import Usage
+from service.http.summarize import SummarizeRequest, Summary
 from service.inference.admission import Admission
 from service.inference.summary import Summarizer, SummaryOptions
 from service.payment.ledger import Ledger

@@ -17,6 +17,7 @@ from attestation.encoding import b64, b64_bytes
 from attestation.errors import EnclaveError
 from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
 from attestation.pricing import request_digest
+from attestation.purchase import authorization_hash
 from attestation.receipt import (
     AGENT_IDENTIFIED,
     BUILD_IDENTIFIED,
@@ -298,5 +299,6 @@ def _settled(paid: Paid) -> dict[str, Any]:
         "payer": authorization.payer,
         "amount": str(authorization.amount),
         "nonce": authorization.nonce,
+        "authorization_hash": authorization_hash(authorization),
         "transaction": paid.transaction,
     }

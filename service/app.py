@@ -13,13 +13,14 @@ from attestation.enclave import Enclave
 from attestation.onchain import AgentReference
 from service.call import PaidCalls
 from service.credentials import Identity, Keyholder
-from service.http import aci, agent, health, problems, summarize, well_known
+from service.http import aci, agent, chat, facilitator, health, problems, summarize, well_known
 from service.http.signing import SigningMiddleware
 from service.inference.admission import Admission
 from service.inference.backend import Backend
 from service.inference.summary import Summarizer
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
+from service.payment.local import LocalFacilitator
 from service.publication import AgentPublication
 from service.readiness import Readiness
 from service.rotation import Rotation
@@ -63,6 +64,8 @@ class Service:
     tls: ssl.SSLContext | None
     """Serves HTTPS with the enclave's key; None where a proxy ends TLS."""
     clock: Callable[[], int]
+    served: tuple[LocalFacilitator, ...] = ()
+    """The facilitators that others may use too, one for each network."""
 
     @property
     def identity(self) -> Identity:
@@ -82,13 +85,17 @@ def create_app(service: Service) -> ASGIApp:
     app.state.service = service
     app.state.explorer = agent.Explorer(service.settings, clock=service.clock)
     problems.install(app)
-    for resource in (summarize, aci, agent, well_known, health):
+    offers = (summarize, chat) if service.settings.chat else (summarize,)
+    for resource in (*offers, aci, agent, well_known, health):
         app.include_router(resource.router)
+    if service.served:
+        app.include_router(facilitator.router_for(service.served))
     app.add_middleware(
         CORSMiddleware,
         allow_origins=["*"],
         allow_methods=["GET", "POST"],
-        allow_headers=["content-type", "payment-signature", "idempotency-key"],
+        # OpenAI's client in a browser names a dozen of its own; no request is trusted for its headers.
+        allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
     return SigningMiddleware(

@@ -5,10 +5,9 @@ what the chain says of the agent may take its time, and until it is right the se
 """
 
 import asyncio
-import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final
@@ -34,6 +33,7 @@ from service.credentials import Credentials, Identity, Keyholder, expiry_margin
 from service.facilitators import open_facilitator
 from service.http import paths
 from service.inference.admission import Admission
+from service.inference.backend import Timeouts
 from service.inference.backends import BackendOptions, open_backend
 from service.inference.summary import Summarizer
 from service.inference.weights import Progress, silent
@@ -94,8 +94,6 @@ async def boot(
         BackendError, BackendURIError, WeightsError, UnknownModel: the model cannot serve.
         LedgerError: the ledger cannot be used.
     """
-    # The SDK logs what a node answered, and that may quote the node's URL with an access key in it.
-    logging.getLogger("x402").setLevel(logging.CRITICAL)
     enclave = open_enclave(settings.enclave)
     refuse_mainnet(enclave, settings)
     operator = _account(settings)
@@ -110,8 +108,13 @@ async def boot(
 
         facilitator = open_facilitator(settings)
         stack.push_async_callback(facilitator.close)
+        local = [one for one in facilitator.all if isinstance(one, LocalFacilitator)]
+        served = _served(settings, local)
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
+        for one in local:
+            if not await one.batches():
+                report(f"{one.network} has no Multicall3: each payment is settled in a transaction of its own")
 
         # Before the chain is told of keys: without a ledger they would never serve anybody.
         ledger = await Ledger.open(settings.ledger_url, owner=settings.replica, retention=settings.retention)
@@ -177,6 +180,7 @@ async def boot(
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
             facilitator=facilitator,
+            served=served,
             readiness=readiness,
             ledger=ledger,
             calls=calls,
@@ -207,7 +211,11 @@ def registration_file(settings: Settings, agent: AgentReference | None, *, hardw
     """The agent's ERC-8004 registration file, as served and as its URI points at. Without an agent it names none."""
     return build_registration(
         Description(settings.agent_name, settings.agent_description, settings.origin + paths.AGENT_ICON),
-        services=services_at(settings.origin, paid=[paths.SUMMARIZE], page=paths.AGENT_PAGE),
+        services=services_at(
+            settings.origin,
+            paid=[paths.SUMMARIZE, *([paths.CHAT] if settings.chat else [])],
+            page=paths.AGENT_PAGE,
+        ),
         registrations=[]
         if agent is None
         else [RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
@@ -310,12 +318,23 @@ def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
     return BackendOptions(
         cache_dir=settings.cache_dir / "models",
         threads=settings.threads,
-        timeout_seconds=settings.inference_timeout_seconds,
+        timeouts=Timeouts(
+            settings.inference_timeout_seconds,
+            first_token=settings.first_token_timeout_seconds,
+            between_tokens=settings.next_token_timeout_seconds,
+        ),
         context_size=settings.context_size,
         progress=progress,
         ollama_models_dir=settings.ollama_models_dir,
         api_key=None if key is None else key.get_secret_value(),
     )
+
+
+def _served(settings: Settings, local: Sequence[LocalFacilitator]) -> tuple[LocalFacilitator, ...]:
+    """The facilitators that others may use too."""
+    if settings.serve_facilitator and not local:
+        raise BootError("serve_facilitator is set, but no facilitator is local; only our own can be served")
+    return tuple(local) if settings.serve_facilitator else ()
 
 
 def _account(settings: Settings) -> LocalAccount:

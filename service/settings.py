@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from attestation.pricing import PriceRule
 from attestation.registry.canonical import registries
 from attestation.registry.records import SECOND_SLOT
+from service.payment.fees import DEFAULT_MAX_FEE
 from service.payment.networks import BASE_SEPOLIA
 from service.payment.options import (
     LOCAL,
@@ -57,6 +58,11 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     context_size: Annotated[int, Field(ge=512)] | None = None
     inference_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 600
+    first_token_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
+    next_token_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Of streamed answers, on top of the limit for the whole."""
+    chat: bool = True
+    """Sell chat completions too, not only summaries."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 1
     queue: Annotated[int, Field(ge=0, le=10_000)] = 8
     cache_dir: Path = Path.home() / ".cache" / "tollseal"
@@ -90,6 +96,16 @@ class Settings(BaseSettings):
     """Further ways to pay, beside the one that the settings above describe."""
     operator_key: SecretStr
     """Pays for gas: settlements of the local facilitator, and registry updates. Owns nothing else."""
+
+    # How it settles, when the facilitator is our own
+    max_fee_wei: Annotated[int, Field(ge=1, le=10**15)] = DEFAULT_MAX_FEE
+    """Per unit of gas. While gas costs more, nothing is settled and nothing is sold."""
+    max_head_age_seconds: Annotated[int, Field(ge=10)] | None = None
+    """How old the payment chain's latest block may be before nothing is sold; None where blocks are made on demand."""
+    wallet_factories: tuple[Address, ...] = ()
+    """Contracts that may be called to deploy a payer's wallet before its transfer (ERC-6492)."""
+    serve_facilitator: bool = False
+    """Let others verify and settle payments here, at our expense for gas."""
 
     # Who it is
     enclave: str

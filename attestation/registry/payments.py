@@ -107,6 +107,12 @@ class PaymentReader(AsyncCloseable):
         contract = await self.chain.contract("token", token)
         return int(await self.chain.call(contract.functions.balanceOf(checksum(account)), "a balance"))
 
+    async def time(self) -> int:
+        """The newest block's time, in unix seconds."""
+        await self.chain.check()
+        with self.chain.asking("the newest block"):
+            return int((await self.chain.w3.eth.get_block("latest"))["timestamp"])
+
     async def authorization_state(self, token: str, payer: str, nonce: str) -> bool:
         """Whether the payer's nonce is used up, by a transfer or by a cancellation."""
         contract = await self.chain.contract("token", token)

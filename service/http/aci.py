@@ -93,4 +93,8 @@ async def receipt(request: Request, identifier: str) -> JSONResponse:
     if found is None:
         raise Problem(404, "not-found", "Not found", "There is no receipt with this id, or it is too old.")
     document: dict[str, Any] = json.loads(found)
+    # Whoever has just bought it attested the keyset that it names, which may have been replaced meanwhile.
+    for credentials in service_of(request).keyholder.valid:
+        if credentials.identity.keyset.digest == document["workload_keyset_digest"]:
+            answer_under(request, credentials)
     return JSONResponse(document, headers={"cache-control": "private, no-transform"})

@@ -3,6 +3,7 @@
 from typing import Final
 
 SUMMARIZE: Final = "/v1/summarize"
+CHAT: Final = "/v1/chat/completions"
 AGENT_PAGE: Final = "/agent"
 AGENT_JSON: Final = "/agent.json"
 AGENT_ICON: Final = "/agent.svg"

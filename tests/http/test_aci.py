@@ -173,6 +173,6 @@ async def test_the_description_of_the_api_shows_every_status_and_the_payment_hea
     assert {"200", "400", "402", "409", "413", "415", "422", "503"} <= set(operation["responses"])
     assert [parameter["name"] for parameter in operation["parameters"]] == ["PAYMENT-SIGNATURE", "Idempotency-Key"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["properties"]) == {"document", "style", "max_words", "language"}
+    assert set(schema["properties"]) == {"document", "style", "max_words", "language", "stream"}
     assert schema["required"] == ["document"]
     assert schema["additionalProperties"] is False

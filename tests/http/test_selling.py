@@ -178,6 +178,7 @@ async def test_the_receipt_tells_the_whole_story_in_order(stack: Stack) -> None:
             "payer": stack.chain.buyer.lower(),
             "amount": str(PRICE),
             "nonce": payment["nonce"],
+            "authorization_hash": purchase.authorization_hash(purchase.parse_payment(exchange_of(response))),
             "transaction": transaction,
         },
         {"type": "response.returned", "body_hash": digest(response.content), "complete": True},
