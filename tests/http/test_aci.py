@@ -139,7 +139,8 @@ async def test_the_registration_belongs_to_the_agent_and_claims_no_hardware(stac
     assert registration.active is True
     assert registration.supported_trust == ("reputation",), "simulated evidence is no TEE attestation"
     assert [service.endpoint for service in registration.services if service.name == "x402"] == [
-        f"{stack.url}/v1/summarize"
+        f"{stack.url}/v1/summarize",
+        f"{stack.url}/v1/chat/completions",
     ]
 
 
