@@ -49,7 +49,7 @@ def perform(target: Target, change: Change, act: Act, *, as_json: bool, agent_id
             "dry_run": change.dry_run,
         }
         if change.dry_run:
-            result |= _plan_json(planned, change.eth_price, note)
+            result |= plan_json(planned, change.eth_price, note)
         else:
             result |= {
                 "changed": bool(done is not None and done.transactions),
@@ -67,7 +67,8 @@ def perform(target: Target, change: Change, act: Act, *, as_json: bool, agent_id
     run(work(), as_json=as_json)
 
 
-def _plan_json(planned: tuple[Planned, ...], eth_price: str | None, note: str | None) -> dict[str, Any]:
+def plan_json(planned: tuple[Planned, ...], eth_price: str | None, note: str | None = None) -> dict[str, Any]:
+    """What transactions would cost: each, and all of them."""
     cost, most = sum(item.cost for item in planned), sum(item.max_cost for item in planned)
     totals: dict[str, Any] = {
         "changed": bool(planned),
@@ -121,6 +122,12 @@ def _show(result: dict[str, Any]) -> None:
             )
         print_fields(out, fields)
         return
+    show_plan(result)
+
+
+def show_plan(result: dict[str, Any]) -> None:
+    """A `plan_json` for people."""
+    out = console()
     for item in result["transactions"]:
         print_fields(
             out,

@@ -80,7 +80,7 @@ def _target(context: click.Context, agent: str | None) -> tuple[Target, int | No
     if isinstance(reference, AgentReference):
         target = Target(rpc, reference.chain_id, reference.registry, given["from_block"])
         return target, reference.agent_id
-    chain_id = stack.chain_id if stack else _chain_id(given["network"])
+    chain_id = stack.chain_id if stack else chain_id_of(given["network"])
     registry = given["registry"] or (stack.identity_registry if stack else None)
     if registry is None:
         canonical = registries(chain_id)
@@ -90,7 +90,8 @@ def _target(context: click.Context, agent: str | None) -> tuple[Target, int | No
     return Target(rpc, chain_id, registry.lower(), given["from_block"]), reference
 
 
-def _chain_id(network: str) -> int:
+def chain_id_of(network: str) -> int:
+    """The number in ``eip155:<chain id>``. Raises click.BadParameter when it is none."""
     number = network.removeprefix("eip155:")
     if not (number.isascii() and number.isdigit() and 0 < len(number) < 19 and not number.startswith("0")):
         raise click.BadParameter("must be eip155:<chain id>", param_hint="--network")
@@ -122,10 +123,10 @@ def registry_options(command: F) -> F:
     return command
 
 
-def signing_options(command: F) -> F:
+def signing_options(command: F, *, key_env: str = DEFAULT_KEY_ENV) -> F:
     """Which account signs, and how a change is made; as `change_of` reads them. Keys are never arguments."""
     for option in reversed((
-        click.option("--key-env", metavar="NAME", default=None, show_default=DEFAULT_KEY_ENV,
+        click.option("--key-env", metavar="NAME", default=None, show_default=key_env,
                      help="The environment variable that holds the private key."),
         click.option("--keystore", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
                      help="An encrypted key (Web3 Secret Storage, version 3)."),

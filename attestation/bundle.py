@@ -53,14 +53,14 @@ class Bundle:
         fetched = self.receipt_exchange
         return {
             "format": FORMAT,
-            "attestation": _exchange_json(self.attestation),
-            "manifest": _exchange_json(self.manifest),
-            "terms": _exchange_json(self.terms),
-            "answer": _exchange_json(self.answer),
+            "attestation": exchange_json(self.attestation),
+            "manifest": exchange_json(self.manifest),
+            "terms": exchange_json(self.terms),
+            "answer": exchange_json(self.answer),
             "receipt": self.receipt,
             "offer": self.offer,
             "x402_receipt": self.payment_receipt,
-            **({} if fetched is None else {"receipt_exchange": _exchange_json(fetched)}),
+            **({} if fetched is None else {"receipt_exchange": exchange_json(fetched)}),
         }
 
     def dumps(self) -> str:
@@ -105,7 +105,8 @@ def parse_bundle(data: bytes) -> Bundle:
     )
 
 
-def _exchange_json(exchange: Exchange) -> dict[str, Any]:
+def exchange_json(exchange: Exchange) -> dict[str, Any]:
+    """An exchange as bundles write it (docs/formats.md)."""
     return {
         "request": {
             "method": exchange.method,

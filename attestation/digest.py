@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import rfc8785
+from eth_utils.crypto import keccak
 
 from attestation.errors import MalformedError
 
@@ -37,6 +38,11 @@ def sha256(data: bytes) -> bytes:
 def sha256_hex(data: bytes) -> str:
     """The SHA-256 of `data` as 64 lower-case hex characters."""
     return hashlib.sha256(data).hexdigest()
+
+
+def keccak256(data: bytes) -> bytes:
+    """The raw 32-byte Keccak-256 of `data`, which ERC-8004 uses for what a URI holds."""
+    return keccak(data)
 
 
 def digest(data: bytes) -> str:

@@ -13,7 +13,7 @@ from attestation.enclave import Enclave
 from attestation.onchain import AgentReference
 from service.call import PaidCalls
 from service.credentials import Identity, Keyholder
-from service.http import aci, chat, facilitator, health, problems, summarize, well_known
+from service.http import aci, agent, chat, facilitator, health, problems, summarize, well_known
 from service.http.signing import SigningMiddleware
 from service.inference.admission import Admission
 from service.inference.backend import Backend
@@ -83,9 +83,10 @@ def create_app(service: Service) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.service = service
+    app.state.explorer = agent.Explorer(service.settings, clock=service.clock)
     problems.install(app)
     offers = (summarize, chat) if service.settings.chat else (summarize,)
-    for resource in (*offers, aci, well_known, health):
+    for resource in (*offers, aci, agent, well_known, health):
         app.include_router(resource.router)
     if service.served:
         app.include_router(facilitator.router_for(service.served))

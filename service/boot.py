@@ -8,7 +8,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -25,13 +25,13 @@ from attestation.onchain import AgentReference
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.records import key_name
 from attestation.registry.registration import AgentReference as RegistrationEntry
-from attestation.registry.registration import Description, build_registration
-from attestation.registry.registration import Service as RegistrationService
+from attestation.registry.registration import Description, build_registration, services_at
 from service.app import Service
 from service.build import compute_manifest
 from service.call import LEASE_SECONDS, PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
 from service.facilitators import open_facilitator
+from service.http import paths
 from service.inference.admission import Admission
 from service.inference.backend import Timeouts
 from service.inference.backends import BackendOptions, open_backend
@@ -46,8 +46,7 @@ from service.publication import AgentPublication, Wanted
 from service.readiness import Readiness
 from service.rotation import Rotation, rotation_lead
 from service.settings import Settings
-
-REGISTRATION_PATH: Final = "/.well-known/agent-registration.json"
+from service.validation import ValidationRequests
 
 SETTLEMENT_SECONDS: Final = 60
 """What an authorization must leave for its settlement, on top of the time the answer may take."""
@@ -165,6 +164,8 @@ async def boot(
         stack.push_async_callback(calls.drain)
         for work in (rotation.run(), reconciler.run(), _kept_alive(calls)):
             await stack.enter_async_context(_meanwhile(work))
+        if (asking := _validation_requests(settings, keyholder, facilitator, operator)) is not None:
+            await stack.enter_async_context(_meanwhile(asking.run()))
         readiness = Readiness(facilitator, backend)
         stack.push_async_callback(readiness.close)
         yield Service(
@@ -209,8 +210,12 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
 def registration_file(settings: Settings, agent: AgentReference | None, *, hardware_attested: bool) -> dict[str, Any]:
     """The agent's ERC-8004 registration file, as served and as its URI points at. Without an agent it names none."""
     return build_registration(
-        Description(settings.agent_name, settings.agent_description),
-        services=[RegistrationService(name="web", endpoint=f"{settings.origin}/v1/summarize")],
+        Description(settings.agent_name, settings.agent_description, settings.origin + paths.AGENT_ICON),
+        services=services_at(
+            settings.origin,
+            paid=[paths.SUMMARIZE, *([paths.CHAT] if settings.chat else [])],
+            page=paths.AGENT_PAGE,
+        ),
         registrations=[]
         if agent is None
         else [RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
@@ -236,11 +241,9 @@ def _publication(
     clock: Callable[[], int],
     report: Callable[[str], None],
 ) -> AgentPublication:
-    """Keeps the agent's records. The facilitator may send from the same account at the same time."""
-    settling = facilitator.on(settings.registry_network)
-    alone = settling.exclusive if isinstance(settling, LocalFacilitator) else nullcontext
+    """Keeps the agent's records."""
     wanted = Wanted(
-        agent_uri=settings.origin + REGISTRATION_PATH,
+        agent_uri=settings.origin + paths.REGISTRATION,
         owner=settings.agent_owner,
         agent_id=settings.agent_id,
         mint=settings.mint_agent,
@@ -255,10 +258,34 @@ def _publication(
         registry=partial(_registry, settings),
         operator=operator,
         confirmations=settings.registry_confirmations,
-        exclusive=alone,
+        exclusive=_alone(settings, facilitator),
         clock=clock,
         report=report,
     )
+
+
+def _validation_requests(
+    settings: Settings, keyholder: Keyholder, facilitator: Router, operator: LocalAccount
+) -> ValidationRequests | None:
+    """Asks for validations, where that is wanted and the chain has where to ask."""
+    _, address = settings.beside_registry
+    if not settings.ask_validators or address is None:
+        return None
+    return ValidationRequests(
+        [validator.lower() for validator in settings.ask_validators],
+        keyholder,
+        endpoint=settings.origin,
+        address=address,
+        registry=partial(_registry, settings),
+        operator=operator,
+        exclusive=_alone(settings, facilitator),
+    )
+
+
+def _alone(settings: Settings, facilitator: Router) -> Callable[[], AbstractAsyncContextManager[None]]:
+    """Holds the operator's account: the facilitator may send from the same one at the same time."""
+    settling = facilitator.on(settings.registry_network)
+    return settling.exclusive if isinstance(settling, LocalFacilitator) else nullcontext
 
 
 @asynccontextmanager

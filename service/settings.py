@@ -115,6 +115,13 @@ class Settings(BaseSettings):
     """Node of the registry's chain; `rpc_url` when absent."""
     identity_registry: Address | None = None
     """The chain's canonical ERC-8004 registry when absent."""
+    reputation_registry: Address | None = None
+    validation_registry: Address | None = None
+    """Of the same chain; the canonical ones when absent. The page about the agent reads them."""
+    ask_validators: tuple[Address, ...] = ()
+    """Asked to check every new key of this service; each request costs the operator gas."""
+    trusted_validators: tuple[Address, ...] = ()
+    """Whose validations the page about the agent counts."""
     registry_from_block: Annotated[int, Field(ge=0)] = 0
     """The first block whose events matter, no later than the agent's registration: some nodes serve few at a time."""
     registry_confirmations: Annotated[int, Field(ge=1, le=100)] = 1
@@ -188,6 +195,14 @@ class Settings(BaseSettings):
         if canonical is None:
             raise ValueError(f"identity_registry must be set: {self.registry_network} has no canonical one")
         return canonical.identity
+
+    @property
+    def beside_registry(self) -> tuple[str | None, str | None]:
+        """The reputation and the validation registry; None where none is set and the chain has no canonical one."""
+        canonical = registries(self.registry_chain_id)
+        if canonical is None or canonical.identity != self.registry_address.lower():
+            return self.reputation_registry, self.validation_registry
+        return self.reputation_registry or canonical.reputation, self.validation_registry or canonical.validation
 
     @property
     def origin(self) -> str:

@@ -16,6 +16,7 @@ from attestation.encoding import address as parse_address
 from attestation.registry.erc8004 import IdentityReader
 from attestation.registry.errors import AgentChoiceError, NonceTakenError, NotOurAgentError, RevertedError
 from attestation.registry.find import received_from, registrations
+from attestation.registry.readback import Sent
 from attestation.registry.records import (
     MANIFEST_KEY,
     KeyRecord,
@@ -25,7 +26,7 @@ from attestation.registry.records import (
     parse_key,
     parse_manifest,
 )
-from attestation.registry.writer import IdentityWriter, Registered, Sent
+from attestation.registry.writer import IdentityWriter, Registered
 
 MINT_TRIES: Final = 5
 """How often a search for the agent is repeated because the account sent something else in between."""

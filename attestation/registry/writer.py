@@ -3,7 +3,6 @@
 Every write goes through `Sender`, is read back and compared.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,22 +13,14 @@ from web3.types import TxReceipt
 from attestation.encoding import address as parse_address
 from attestation.registry.abi import REGISTERED
 from attestation.registry.erc8004 import IdentityReader
-from attestation.registry.errors import ReadBackError, RevertedError, UnknownAgentError
+from attestation.registry.errors import ReadBackError
+from attestation.registry.readback import READ_BACK_SECONDS, Sent, read_back
 from attestation.registry.rpc import checksum
 from attestation.registry.sender import FeeCaps, Sender
 from attestation.registry.signer import Signer
 
 MAX_WALLET_DEADLINE: Final = 300
 """Seconds from now that the contract accepts as the deadline of a wallet's consent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A mined and checked transaction. `transaction` is its hash: 0x and 64 lower-case hex characters."""
-
-    transaction: str
-    gas_used: int
-    block: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +50,7 @@ class IdentityWriter:
         *,
         fees: FeeCaps | None = None,
         receipt_timeout: float = 120.0,
-        read_back_timeout: float = 10.0,
+        read_back_timeout: float = READ_BACK_SECONDS,
         confirmations: int = 1,
     ) -> None:
         self.reader: Final = reader
@@ -89,21 +80,21 @@ class IdentityWriter:
         await self._seen("the new agent's URI", agent_uri, lambda: self.reader.token_uri(agent_id))
         for key, value in entries:
             await self._seen_metadata(agent_id, key, value)
-        return Registered(agent_id, _sent(receipt))
+        return Registered(agent_id, Sent.of(receipt))
 
     async def set_metadata(self, agent_id: int, key: str, value: bytes) -> Sent:
         """Writes one metadata entry; an empty value clears it."""
         contract = await self.reader.contract()
         receipt = await self._send(contract.functions.setMetadata(agent_id, key, value), f"writing {key}")
         await self._seen_metadata(agent_id, key, value)
-        return _sent(receipt)
+        return Sent.of(receipt)
 
     async def set_agent_uri(self, agent_id: int, agent_uri: str) -> Sent:
         """Points the agent at another registration file."""
         contract = await self.reader.contract()
         receipt = await self._send(contract.functions.setAgentURI(agent_id, agent_uri), "changing the agent's URI")
         await self._seen("the agent's URI", agent_uri, lambda: self.reader.token_uri(agent_id))
-        return _sent(receipt)
+        return Sent.of(receipt)
 
     async def set_agent_wallet(self, agent_id: int, wallet: str, deadline: int, signature: bytes) -> Sent:
         """Sets the agent's wallet, with the wallet's consent: `signature` over `agent_wallet_typed_data`.
@@ -117,21 +108,21 @@ class IdentityWriter:
         receipt = await self._send(function, "changing the agent's wallet")
         expected = parse_address(wallet, "wallet")
         await self._seen("the agent's wallet", expected, lambda: self.reader.get_agent_wallet(agent_id))
-        return _sent(receipt)
+        return Sent.of(receipt)
 
     async def unset_agent_wallet(self, agent_id: int) -> Sent:
         """Leaves the agent without a wallet."""
         contract = await self.reader.contract()
         receipt = await self._send(contract.functions.unsetAgentWallet(agent_id), "removing the agent's wallet")
         await self._seen("the agent's wallet", None, lambda: self.reader.get_agent_wallet(agent_id))
-        return _sent(receipt)
+        return Sent.of(receipt)
 
     async def approve(self, agent_id: int, operator: str) -> Sent:
         """Lets `operator` act for this one agent (ERC-721 approve; ends with the next transfer)."""
         contract = await self.reader.contract()
         receipt = await self._send(contract.functions.approve(checksum(operator), agent_id), "approving an operator")
         await self._seen("the operator's rights", True, lambda: self.reader.is_authorized(operator, agent_id))
-        return _sent(receipt)
+        return Sent.of(receipt)
 
     async def set_operator(self, operator: str, *, approved: bool) -> Sent:
         """Lets `operator` act for all agents of this account, or ends that (ERC-721 setApprovalForAll)."""
@@ -139,7 +130,7 @@ class IdentityWriter:
         function = contract.functions.setApprovalForAll(checksum(operator), approved)
         receipt = await self._send(function, "changing an operator's rights")
         await self._seen("the operator's rights", approved, lambda: self.reader.is_operator(self.address, operator))
-        return _sent(receipt)
+        return Sent.of(receipt)
 
     async def transfer(self, agent_id: int, receiver: str) -> Sent:
         """Gives the agent to `receiver`. Clears its wallet; all other metadata becomes stale."""
@@ -149,7 +140,7 @@ class IdentityWriter:
         receipt = await self._send(function, "transferring the agent")
         expected = parse_address(receiver, "receiver")
         await self._seen("the agent's owner", expected, lambda: self.reader.owner_of(agent_id))
-        return _sent(receipt)
+        return Sent.of(receipt)
 
     async def settled_nonce(self) -> int:
         """See `Sender.settled_nonce`."""
@@ -168,18 +159,7 @@ class IdentityWriter:
         await self._seen(f"the metadata {key}", value, lambda: self.reader.get_metadata(agent_id, key))
 
     async def _seen(self, what: str, expected: object, read: Callable[[], Awaitable[object]]) -> None:
-        """Reads until `expected` shows. A node behind a load balancer may be a block or two late."""
-        try:
-            async with asyncio.timeout(self._read_back_timeout):
-                while True:
-                    try:
-                        if await read() == expected:
-                            return
-                    except (RevertedError, UnknownAgentError):  # an agent so new that this node does not know it yet
-                        pass
-                    await asyncio.sleep(0.2)
-        except TimeoutError as error:
-            raise ReadBackError(f"the transaction was mined, but {what} does not show what was written") from error
+        await read_back(what, expected, read, seconds=self._read_back_timeout)
 
 
 def agent_wallet_typed_data(
@@ -215,7 +195,3 @@ def agent_wallet_typed_data(
             "deadline": deadline,
         },
     }
-
-
-def _sent(receipt: TxReceipt) -> Sent:
-    return Sent(receipt["transactionHash"].to_0x_hex(), int(receipt["gasUsed"]), int(receipt["blockNumber"]))

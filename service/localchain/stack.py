@@ -84,6 +84,8 @@ def local_settings(
             "enclave": "simulated:",
             "registry_network": network,
             "identity_registry": chain.identity_registry,
+            "reputation_registry": chain.reputation_registry,
+            "validation_registry": chain.validation_registry,
             "agent_owner": chain.owner,
             "mint_agent": True,
             "ledger_url": f"sqlite:///{ledger}",
