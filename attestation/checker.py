@@ -65,8 +65,15 @@ class Attested:
         return digest if isinstance(digest, str) else None
 
 
+Connect = Callable[[ssl.SSLContext], httpx.AsyncBaseTransport]
+
+
 def unix_now() -> int:
     return int(time.time())
+
+
+def _anywhere(context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
+    return httpx.AsyncHTTPTransport(verify=context)
 
 
 class ServiceChecker(AsyncCloseable):
@@ -76,6 +83,7 @@ class ServiceChecker(AsyncCloseable):
         policy: what is demanded of them.
         chain: reads the chain through a node of the relying party's own choice; None leaves those checks not verified.
         transport: carries all requests, and answers for the channel; by default connections are made and pinned here.
+        connect: makes a transport that judges certificates with a context; by default one that connects anywhere.
         clock: unix seconds.
     """
 
@@ -85,11 +93,13 @@ class ServiceChecker(AsyncCloseable):
         policy: Policy,
         chain: ChainSource | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        connect: Connect | None = None,
         clock: Callable[[], int] = unix_now,
     ) -> None:
         self._policy = policy
         self._chain = chain
         self._given = transport
+        self._connect = connect or _anywhere
         self._clock = clock
         self._opened: list[httpx.AsyncBaseTransport] = []
 
@@ -142,7 +152,7 @@ class ServiceChecker(AsyncCloseable):
         return seen, self._open(ssl.create_default_context())
 
     def _open(self, context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
-        transport = httpx.AsyncHTTPTransport(verify=context)
+        transport = self._connect(context)
         self._opened.append(transport)
         return transport
 

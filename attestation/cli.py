@@ -18,6 +18,14 @@ import httpx
 
 from attestation import purchase as purchases
 from attestation import report
+from attestation.agent_inspect import (
+    BundleOrAgent,
+    allow_private_option,
+    inspect_agent,
+    service_facts,
+    show_service,
+    url_or_agent,
+)
 from attestation.bundle import Bundle, parse_bundle
 from attestation.buyer_cli import summarize
 from attestation.checker import ServiceChecker
@@ -25,26 +33,19 @@ from attestation.collateral_source import fetch_collateral
 from attestation.commands import (
     allow_simulated_option,
     html_option,
-    http_url,
     json_option,
     policy_option,
-    print_json,
     rpc_option,
     run,
     show_verdict,
     with_consent,
-    write_page,
 )
 from attestation.devstack import local_stack
-from attestation.digest import jcs_digest
-from attestation.encoding import parse_json
 from attestation.errors import TollsealError
-from attestation.manifest import manifest_digest, parse_manifest
-from attestation.onchain import ChainView
+from attestation.onchain import AgentReference, ChainView
 from attestation.policy import Policy
 from attestation.registry.view import ChainReader
 from attestation.spend_cli import spend
-from attestation.terminal import console, print_fields
 from attestation.verdict import Verdict
 from attestation.verifier import Verifier
 
@@ -90,7 +91,8 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("bundle", type=click.File("rb"))
+@click.argument("bundle", type=BundleOrAgent())
+@allow_private_option
 @click.option("--at", type=int, metavar="UNIX", help="Judge as of this time instead of now.")
 @click.option("--offline", is_flag=True, help="Take TDX collateral from the bundle, whatever the policy says.")
 @rpc_option
@@ -99,9 +101,16 @@ def main() -> None:
 @allow_simulated_option
 @json_option
 def verify(bundle: Any, at: int | None, offline: bool, rpc: str | None, policy: Policy | None, html: Path | None,
-           allow_simulated: bool, as_json: bool) -> None:  # fmt: skip
-    """Check a saved BUNDLE, offline unless --rpc adds what the chain says."""
+           allow_simulated: bool, allow_private: bool, as_json: bool) -> None:  # fmt: skip
+    """Check a saved BUNDLE, offline unless --rpc adds what the chain says.
+
+    In place of a bundle, agent:<chain>:<registry>:<id> finds the agent's service from the chain and checks that.
+    """
     policy = with_consent(policy, allow_simulated=allow_simulated)
+    if isinstance(bundle, AgentReference):
+        if at is not None or offline:
+            raise click.UsageError("an agent's service is checked now, over the network: no --at, no --offline")
+        inspect_agent(bundle, rpc, policy, html, allow_private=allow_private, as_json=as_json)
     if offline:
         policy = replace(policy, collateral_url=None)
 
@@ -138,15 +147,22 @@ async def _chain_view(rpc: str, bundle: Bundle) -> ChainView:
 
 
 @main.command()
-@click.argument("url", callback=http_url)
+@click.argument("url", metavar="URL|AGENT", callback=url_or_agent)
+@allow_private_option
 @rpc_option
 @policy_option
 @html_option
 @allow_simulated_option
 @json_option
-def inspect(url: str, rpc: str | None, policy: Policy | None, html: Path | None,
-            allow_simulated: bool, as_json: bool) -> None:  # fmt: skip
-    """Show who answers at URL, and check it with a fresh nonce. Nothing is bought."""
+def inspect(url: str | AgentReference, rpc: str | None, policy: Policy | None, html: Path | None,
+            allow_simulated: bool, allow_private: bool, as_json: bool) -> None:  # fmt: skip
+    """Show who answers at URL, and check it with a fresh nonce. Nothing is bought.
+
+    AGENT is agent:<chain>:<registry>:<id>: its service is found from the chain.
+    """
+    if isinstance(url, AgentReference):
+        policy = with_consent(policy, allow_simulated=allow_simulated)
+        inspect_agent(url, rpc, policy, html, allow_private=allow_private, as_json=as_json)
     stack = local_stack(url)
     rpc = rpc or (stack.rpc if stack else None)
     policy = with_consent(policy, allow_simulated=allow_simulated)
@@ -159,28 +175,7 @@ def inspect(url: str, rpc: str | None, policy: Policy | None, html: Path | None,
 async def _inspect(checker: ServiceChecker, url: str, html: Path | None, *, as_json: bool) -> int:
     async with checker:
         service = await checker.attest(httpx.URL(url))
-    try:
-        attestation = report.attestation_of(service.attestation)
-        manifest = parse_manifest(parse_json(service.manifest.body, "manifest"))
-        facts = {
-            "service": url,
-            "tee": str(attestation["tee_type"]),
-            "keyset": jcs_digest(attestation["workload_keyset"]),
-            "agent": str(attestation["workload_keyset"].get("subject")),
-            "build": manifest_digest(manifest),
-            "source": str(manifest["source"].get("commit")),
-            "model": str(manifest["model"].get("name")),
-            "weights": f"{manifest['model'].get('weights_sha256')} ({manifest['model'].get('weights_origin')})",
-            "price": f"{manifest['payment'].get('price_rule', {}).get('per_call')} USD per call",
-        }
-    except (TollsealError, AttributeError):
-        facts = {"service": url}  # what it served is malformed; the verdict says how
-    if as_json:
-        write_page(service.verdict, html)
-        print_json({**facts, **service.verdict.to_json()})
-    else:
-        print_fields(console(), facts.items())
-        show_verdict(service.verdict, as_json=False, html=html)
+    show_service({"service": url, **service_facts(service)}, service.verdict, html, as_json=as_json)
     return service.verdict.exit_code
 
 

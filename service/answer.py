@@ -280,7 +280,7 @@ def _context(row: Row) -> bytes:
 
 
 def _identified(request: Request, credentials: Credentials) -> tuple[Mapping[str, Any], ...]:
-    agent = credentials.identity.agent
+    agent = credentials.identity.registered_agent
     return (
         {"type": REQUEST_RECEIVED, "body_hash": request.body_hash},
         {"type": AGENT_IDENTIFIED, "agent_registry": agent.registry_id, "agent_id": agent.agent_id},

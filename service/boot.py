@@ -1,14 +1,15 @@
-"""From settings to a service that may sell: keys, weights, manifest, agent, evidence, in that order.
+"""From settings to a service: weights, manifest, payments, ledger, keys, agent, in that order.
 
-Anything that is not as it must be ends the start with a sentence that says what and why. Nothing is sold by halves.
+Anything that is not as it must be ends the start with a sentence that says what and why. Nothing is sold by halves:
+what the chain says of the agent may take its time, and until it is right the service answers and sells nothing.
 """
 
 import asyncio
-import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,23 +18,22 @@ from eth_account.signers.local import LocalAccount
 
 from attestation.enclave import Enclave, open_enclave
 from attestation.enclave.keyring import KeyRing
-from attestation.errors import EnclaveError, MalformedError, TollsealError
-from attestation.keyset import Keyset, build_keyset
+from attestation.errors import EnclaveError, TollsealError
+from attestation.keyset import build_keyset
 from attestation.manifest import check_pinned, manifest_digest
 from attestation.onchain import AgentReference
 from attestation.registry.erc8004 import IdentityReader
-from attestation.registry.publication import Desired, Publication, ensure_agent, publish, publish_key
-from attestation.registry.records import SECOND_SLOT, KeyRecord, key_name, parse_key
+from attestation.registry.records import key_name
 from attestation.registry.registration import AgentReference as RegistrationEntry
 from attestation.registry.registration import Description, build_registration
 from attestation.registry.registration import Service as RegistrationService
-from attestation.registry.writer import IdentityWriter
 from service.app import Service
 from service.build import compute_manifest
 from service.call import LEASE_SECONDS, PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
 from service.facilitators import open_facilitator
 from service.inference.admission import Admission
+from service.inference.backend import Timeouts
 from service.inference.backends import BackendOptions, open_backend
 from service.inference.summary import Summarizer
 from service.inference.weights import Progress, silent
@@ -42,8 +42,9 @@ from service.payment.local import LocalFacilitator
 from service.payment.networks import is_mainnet_network
 from service.payment.reconcile import Reconciler
 from service.payment.routing import Router
+from service.publication import AgentPublication, Wanted
 from service.readiness import Readiness
-from service.rotation import PublishKey, Rotation, rotation_lead
+from service.rotation import Rotation, rotation_lead
 from service.settings import Settings
 
 REGISTRATION_PATH: Final = "/.well-known/agent-registration.json"
@@ -73,13 +74,16 @@ def unix_now() -> int:
 async def boot(
     settings: Settings,
     *,
+    wait_for_agent: bool = True,
     clock: Callable[[], int] = unix_now,
     report: Callable[[str], None] = _silent,
     progress: Progress = silent,
 ) -> AsyncIterator[Service]:
-    """A service that is ready to sell; on leaving, running calls are finished and everything is closed.
+    """A service that is ready to serve; on leaving, running calls are finished and everything is closed.
 
     Args:
+        wait_for_agent: return only when the agent is registered, and fail when a first try fails. Without, the service
+            serves meanwhile, sells nothing, and goes on trying.
         settings: the service's settings.
         clock: unix seconds.
         report: is told each step in a few words.
@@ -91,8 +95,6 @@ async def boot(
         BackendError, BackendURIError, WeightsError, UnknownModel: the model cannot serve.
         LedgerError: the ledger cannot be used.
     """
-    # The SDK logs what a node answered, and that may quote the node's URL with an access key in it.
-    logging.getLogger("x402").setLevel(logging.CRITICAL)
     enclave = open_enclave(settings.enclave)
     refuse_mainnet(enclave, settings)
     operator = _account(settings)
@@ -107,8 +109,13 @@ async def boot(
 
         facilitator = open_facilitator(settings)
         stack.push_async_callback(facilitator.close)
+        local = [one for one in facilitator.all if isinstance(one, LocalFacilitator)]
+        served = _served(settings, local)
         if problems := await facilitator.ready():
             raise BootError("payments could not be settled: " + "; ".join(problems))
+        for one in local:
+            if not await one.batches():
+                report(f"{one.network} has no Multicall3: each payment is settled in a transaction of its own")
 
         # Before the chain is told of keys: without a ledger they would never serve anybody.
         ledger = await Ledger.open(settings.ledger_url, owner=settings.replica, retention=settings.retention)
@@ -116,25 +123,33 @@ async def boot(
 
         keys = KeyRing.generate()
         stack.callback(keys.forget)
-        report("registering the agent")
         tls = _tls(settings, keys, now=clock())
-        tls_keys = () if tls is None else (tls[0],)
-        agent, keyset = await _register(settings, operator, keys, tls_keys, digest, now=clock())
-        report(f"agent {agent}")
-
-        reconciler = Reconciler(ledger, facilitator, clock, interval_seconds=settings.reconcile_seconds)
-        await reconciler.once(owner=settings.replica)
-        identity = Identity(keyset=keyset, manifest_digest=digest, agent=agent)
         lifetime = settings.keyset_lifetime_seconds
+        # Of no agent yet: which one it is, the chain will say.
+        keyset = build_keyset(
+            subject=None,
+            not_after=clock() + lifetime,
+            keys=keys.public_keys(),
+            tls_spki_sha256=() if tls is None else (tls[0],),
+        )
+        identity = Identity(keyset=keyset, manifest_digest=digest, agent=None)
         keyholder = Keyholder(
             Credentials(keys, identity, key_name(settings.replica)),
             margin_seconds=expiry_margin(lifetime),
             clock=clock,
         )
         stack.callback(keyholder.forget)
+        reconciler = Reconciler(ledger, facilitator, clock, interval_seconds=settings.reconcile_seconds)
+        await reconciler.once(owner=settings.replica)
+        report("registering the agent")
+        publication = _publication(settings, keyholder, facilitator, operator, clock=clock, report=report)
+        stack.push_async_callback(publication.retire)
+        await stack.enter_async_context(_meanwhile(publication.run()))
+        if wait_for_agent:
+            await publication.first_try()
         rotation = Rotation(
             keyholder,
-            _key_publisher(settings, operator, agent, facilitator),
+            publication.publish_key,
             replica=settings.replica,
             lifetime_seconds=lifetime,
             lead_seconds=rotation_lead(lifetime, settings.payment_timeout_seconds),
@@ -157,12 +172,14 @@ async def boot(
             enclave=enclave,
             keyholder=keyholder,
             rotation=rotation,
+            publication=publication,
             manifest=manifest,
-            registration=registration_file(settings, agent, hardware_attested=enclave.is_hardware),
+            registration=partial(registration_file, settings, hardware_attested=enclave.is_hardware),
             backend=backend,
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
             facilitator=facilitator,
+            served=served,
             readiness=readiness,
             ledger=ledger,
             calls=calls,
@@ -189,73 +206,59 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
             )
 
 
-def registration_file(settings: Settings, agent: AgentReference, *, hardware_attested: bool) -> dict[str, Any]:
-    """The agent's ERC-8004 registration file, as served and as its URI points at."""
+def registration_file(settings: Settings, agent: AgentReference | None, *, hardware_attested: bool) -> dict[str, Any]:
+    """The agent's ERC-8004 registration file, as served and as its URI points at. Without an agent it names none."""
     return build_registration(
         Description(settings.agent_name, settings.agent_description),
         services=[RegistrationService(name="web", endpoint=f"{settings.origin}/v1/summarize")],
-        registrations=[RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
+        registrations=[]
+        if agent is None
+        else [RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
         hardware_attested=hardware_attested,
     )
 
 
-async def _register(
-    settings: Settings,
-    operator: LocalAccount,
-    keys: KeyRing,
-    tls_keys: tuple[str, ...],
-    digest: str,
-    *,
-    now: int,
-) -> tuple[AgentReference, Keyset]:
-    """Finds or mints the agent, makes the keyset that names it, and publishes both records."""
-    uri = settings.origin + REGISTRATION_PATH
-    async with _registry(settings) as reader:
-        writer = IdentityWriter(reader, operator)
-        found: Publication = await ensure_agent(
-            writer, agent_uri=uri, owner=settings.agent_owner, agent_id=settings.agent_id, mint=settings.mint_agent
-        )
-        agent = AgentReference(settings.registry_chain_id, reader.address, found.agent_id)
-        keyset = build_keyset(
-            subject=str(agent),
-            not_after=now + settings.keyset_lifetime_seconds,
-            keys=keys.public_keys(),
-            tls_spki_sha256=tls_keys,
-        )
-        record = KeyRecord(payment_key=keys.payment_address, keyset_digest=keyset.digest, expires_at=keyset.not_after)
-        await publish(writer, agent.agent_id, Desired(uri, digest, settings.replica, record))
-        second = settings.replica + SECOND_SLOT
-        if _may_be_believed(await reader.get_metadata(agent.agent_id, key_name(second)), now):
-            # Of a process that has ended: a restart leaves no other key listed than the one it starts with.
-            await publish_key(writer, agent.agent_id, second, record)
-    return agent, keyset
-
-
-def _may_be_believed(record: bytes, now: int) -> bool:
-    try:
-        return parse_key(record).expires_at > now
-    except MalformedError:
-        return False
-
-
 def _registry(settings: Settings) -> IdentityReader:
     return IdentityReader(
-        settings.registry_rpc_url or settings.rpc_url, settings.registry_chain_id, settings.registry_address
+        settings.registry_rpc_url or settings.rpc_url,
+        settings.registry_chain_id,
+        settings.registry_address,
+        from_block=settings.registry_from_block,
     )
 
 
-def _key_publisher(
-    settings: Settings, operator: LocalAccount, agent: AgentReference, facilitator: Router
-) -> PublishKey:
-    """Publishes keys of a running service, whose facilitator may send from the same account at the same time."""
+def _publication(
+    settings: Settings,
+    keyholder: Keyholder,
+    facilitator: Router,
+    operator: LocalAccount,
+    *,
+    clock: Callable[[], int],
+    report: Callable[[str], None],
+) -> AgentPublication:
+    """Keeps the agent's records. The facilitator may send from the same account at the same time."""
     settling = facilitator.on(settings.registry_network)
     alone = settling.exclusive if isinstance(settling, LocalFacilitator) else nullcontext
-
-    async def publish_(slot: str, record: KeyRecord) -> None:
-        async with alone(), _registry(settings) as reader:
-            await publish_key(IdentityWriter(reader, operator), agent.agent_id, slot, record)
-
-    return publish_
+    wanted = Wanted(
+        agent_uri=settings.origin + REGISTRATION_PATH,
+        owner=settings.agent_owner,
+        agent_id=settings.agent_id,
+        mint=settings.mint_agent,
+        replica=settings.replica,
+        manifest_digest=keyholder.current.identity.manifest_digest,
+        lifetime_seconds=settings.keyset_lifetime_seconds,
+        on_stop=settings.keys_on_stop,
+    )
+    return AgentPublication(
+        wanted,
+        keyholder,
+        registry=partial(_registry, settings),
+        operator=operator,
+        confirmations=settings.registry_confirmations,
+        exclusive=alone,
+        clock=clock,
+        report=report,
+    )
 
 
 @asynccontextmanager
@@ -288,12 +291,23 @@ def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
     return BackendOptions(
         cache_dir=settings.cache_dir / "models",
         threads=settings.threads,
-        timeout_seconds=settings.inference_timeout_seconds,
+        timeouts=Timeouts(
+            settings.inference_timeout_seconds,
+            first_token=settings.first_token_timeout_seconds,
+            between_tokens=settings.next_token_timeout_seconds,
+        ),
         context_size=settings.context_size,
         progress=progress,
         ollama_models_dir=settings.ollama_models_dir,
         api_key=None if key is None else key.get_secret_value(),
     )
+
+
+def _served(settings: Settings, local: Sequence[LocalFacilitator]) -> tuple[LocalFacilitator, ...]:
+    """The facilitators that others may use too."""
+    if settings.serve_facilitator and not local:
+        raise BootError("serve_facilitator is set, but no facilitator is local; only our own can be served")
+    return tuple(local) if settings.serve_facilitator else ()
 
 
 def _account(settings: Settings) -> LocalAccount:

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from attestation.pricing import PriceRule
 from attestation.registry.canonical import registries
 from attestation.registry.records import SECOND_SLOT
+from service.payment.fees import DEFAULT_MAX_FEE
 from service.payment.networks import BASE_SEPOLIA
 from service.payment.options import (
     LOCAL,
@@ -57,6 +58,11 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     context_size: Annotated[int, Field(ge=512)] | None = None
     inference_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 600
+    first_token_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
+    next_token_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Of streamed answers, on top of the limit for the whole."""
+    chat: bool = True
+    """Sell chat completions too, not only summaries."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 1
     queue: Annotated[int, Field(ge=0, le=10_000)] = 8
     cache_dir: Path = Path.home() / ".cache" / "tollseal"
@@ -91,6 +97,16 @@ class Settings(BaseSettings):
     operator_key: SecretStr
     """Pays for gas: settlements of the local facilitator, and registry updates. Owns nothing else."""
 
+    # How it settles, when the facilitator is our own
+    max_fee_wei: Annotated[int, Field(ge=1, le=10**15)] = DEFAULT_MAX_FEE
+    """Per unit of gas. While gas costs more, nothing is settled and nothing is sold."""
+    max_head_age_seconds: Annotated[int, Field(ge=10)] | None = None
+    """How old the payment chain's latest block may be before nothing is sold; None where blocks are made on demand."""
+    wallet_factories: tuple[Address, ...] = ()
+    """Contracts that may be called to deploy a payer's wallet before its transfer (ERC-6492)."""
+    serve_facilitator: bool = False
+    """Let others verify and settle payments here, at our expense for gas."""
+
     # Who it is
     enclave: str
     """URI of the enclave, such as ``simulated:``. There is no default: nobody runs a simulated one by accident."""
@@ -99,6 +115,10 @@ class Settings(BaseSettings):
     """Node of the registry's chain; `rpc_url` when absent."""
     identity_registry: Address | None = None
     """The chain's canonical ERC-8004 registry when absent."""
+    registry_from_block: Annotated[int, Field(ge=0)] = 0
+    """The first block whose events matter, no later than the agent's registration: some nodes serve few at a time."""
+    registry_confirmations: Annotated[int, Field(ge=1, le=100)] = 1
+    """Blocks from a transaction's own on that must be there before it counts."""
     agent_owner: Address
     agent_id: Annotated[int, Field(ge=0)] | None = None
     mint_agent: bool = False
@@ -106,6 +126,9 @@ class Settings(BaseSettings):
     agent_name: str = "Tollseal summaries"
     agent_description: str = "Summaries of documents, paid by the call with x402. Every answer carries a receipt."
     replica: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?$")] = "main"
+    keys_on_stop: Literal["clear", "expire", "keep"] = "clear"
+    """What an orderly stop does with this replica's key records. `expire` lets them end at that moment, which makes the
+    next start's record cheaper than `clear` does."""
     keyset_lifetime_seconds: Annotated[int, Field(ge=600, le=31 * 86_400)] = 7 * 86_400
 
     # Which build it is

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from attestation.errors import EnclaveError, MalformedError
 from attestation.keyset import check_nonce, report_data, report_data_slot
 from attestation.report import SERVING_DIRECT, build_report
+from service.http.health import agent_name
 from service.http.openapi import responses
 from service.http.problems import Problem, unavailable
 from service.http.state import answer_under, service_of
@@ -65,9 +66,10 @@ async def attestation(request: Request, nonce: Annotated[str | None, _NONCE] = N
         },
         serving=SERVING_DIRECT,
         agent_registration={
-            "agent": str(credentials.identity.agent),
+            "agent": agent_name(service),
             "key_slot": credentials.key_slot,
-            "registered": True,
+            "registered": service.keyholder.registered,
+            **({} if service.keyholder.problem is None else {"problem": service.keyholder.problem}),
         },
     )
     return JSONResponse(report, headers={"cache-control": "no-store"})

@@ -22,7 +22,8 @@ class KeyDirectory(JSONResponse):
 @router.get("/.well-known/agent-registration.json", responses=responses("The registration file."))
 async def agent_registration(request: Request) -> JSONResponse:
     """The agent's ERC-8004 registration file; served here, it proves that the agent controls this domain."""
-    return JSONResponse(dict(service_of(request).registration))
+    service = service_of(request)
+    return JSONResponse(dict(service.registration(service.identity.agent)))
 
 
 @router.get(

@@ -102,7 +102,7 @@ def describe(chain: LocalChain, service: Service) -> DevStack:
         identity_registry=chain.identity_registry,
         reputation_registry=chain.reputation_registry,
         validation_registry=chain.validation_registry,
-        agent_id=service.identity.agent.agent_id,
+        agent_id=service.identity.registered_agent.agent_id,
         pay_to=chain.pay_to,
         buyer_key=chain.buyer_key,
         operator_key=chain.operator_key,

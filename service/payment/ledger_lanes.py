@@ -168,3 +168,7 @@ def _resolve(done: list[Done]) -> None:
             future.set_result(result)
         else:
             future.set_exception(error)
+
+
+def number_of(found: Rows, _: Rows) -> int:
+    return len(found)

@@ -255,12 +255,14 @@ async def test_a_refusal_is_no_proof_while_an_earlier_attempt_is_on_its_way_into
 async def test_a_transfer_counts_when_it_is_as_deep_as_the_settings_say(chain: LocalChain) -> None:
     asset, authorization = paying(chain)
     node = Deployer(chain.rpc, Account.from_key(chain.owner_key))
-    inner = working(
-        lambda: LocalFacilitator(rpc_url=chain.rpc, operator_key=chain.operator_key, assets=[asset]), asset.network
-    )
+    inner = working(LocalFacilitator(rpc_url=chain.rpc, operator_key=chain.operator_key, assets=[asset]))
     with serving(inner) as url:
         facilitator = RemoteFacilitator(
-            url=url, assets=[asset], rpc_url=chain.rpc, settlement_depth=3, confirmation_timeout_seconds=0.0
+            url=f"{url}/facilitator",
+            assets=[asset],
+            rpc_url=chain.rpc,
+            settlement_depth=3,
+            confirmation_timeout_seconds=0.0,
         )
         assert isinstance(await facilitator.settle(authorization), Unknown), "one block is not three"
         node.anvil("evm_mine")

@@ -551,7 +551,7 @@ async def test_pruning_removes_what_is_old_and_finished_and_nothing_else(ledger:
 async def test_more_than_one_transaction_removes_is_removed(
     ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.payment.ledger.PRUNED_AT_ONCE", 2)
+    monkeypatch.setattr("service.payment.ledger_prune.AT_ONCE", 2)
     for _ in range(7):
         await in_state(ledger, State.RELEASED)
     assert (await pruned(url, 1_000, payment_max_age_seconds=1)).payments == 7
@@ -593,3 +593,46 @@ async def test_an_error_of_the_database_shows_no_signature_and_ends_when_its_rea
     past("ALTER TABLE elsewhere RENAME TO payments")
     assert isinstance(await ledger.reserve(authorization, REQUEST, 1, lease_seconds=LEASE), Reserved)
     assert isinstance(await ledger.start_settlement(row, now=102), Moved)
+
+
+# Names of purchases
+
+
+async def test_a_name_stands_for_one_purchase_of_one_payer(ledger: Ledger) -> None:
+    row = await reserved(ledger)
+    paid = row.authorization
+    for _ in range(2):
+        assert await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, paid.key, 100)
+    other = (await reserved(ledger)).authorization
+    assert not await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, other.key, 100)
+    assert not await ledger.bind_identifier(paid.payer, "purchase-0000001", OTHER_REQUEST, paid.key, 100)
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000002", REQUEST, other.key, 100)
+    assert await ledger.bind_identifier("0x" + "99" * 20, "purchase-0000001", REQUEST, other.key, 100)
+
+
+@pytest.mark.parametrize("ended", [State.RELEASED, State.REJECTED])
+async def test_a_name_is_free_again_when_its_payment_bought_nothing(ledger: Ledger, ended: State) -> None:
+    row = await in_state(ledger, ended)
+    paid = row.authorization
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, paid.key, 100)
+    other = (await reserved(ledger)).authorization
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000001", OTHER_REQUEST, other.key, 101)
+    assert not await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, paid.key, 102)
+
+
+async def test_of_many_that_give_one_name_to_different_purchases_one_gets_it(ledger: Ledger) -> None:
+    rows = [await reserved(ledger) for _ in range(16)]
+    payer = rows[0].authorization.payer
+    bound = await asyncio.gather(
+        *(ledger.bind_identifier(payer, "purchase-0000001", REQUEST, row.authorization.key, 100) for row in rows)
+    )
+    assert bound.count(True) == 1
+
+
+async def test_old_names_are_forgotten_with_their_payments(ledger: Ledger) -> None:
+    row = await in_state(ledger, State.SETTLED)
+    paid = row.authorization
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, paid.key, 103)
+    await ledger.prune(now=103 + Retention().payment_max_age_seconds)
+    other = (await reserved(ledger)).authorization
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000001", OTHER_REQUEST, other.key, 104)

@@ -99,7 +99,7 @@ def stack(running_stack: Stack) -> Iterator[Stack]:
     """The session's stack, with a model that behaves."""
     yield running_stack
     model = running_stack.model
-    model.answer, model.hold = None, None
+    model.answer, model.hold, model.hold_after, model.break_after = None, None, None, None
     model.text = "one two three four five"
     model.started.clear()
     model.gone.clear()

@@ -235,7 +235,8 @@ async def test_calls_that_run_during_a_rotation_are_answered_and_charged_once(ow
     assert [answer.status_code for answer in answers] == [200] * 8
     assert set(own.ledger.states()) == {"SETTLED"}
     assert await own.earned() == 8 * PRICE
-    assert await asyncio.to_thread(sent, own) == before + 9
+    # One transaction publishes the key; the eight payments may share theirs.
+    assert before + 2 <= await asyncio.to_thread(sent, own) <= before + 9
     assert (await under_current(own).buy(distinct_body("after"))).status_code == 200
     assert await keyset_in(own, "main--2") == now_of(own)
 
@@ -322,6 +323,7 @@ async def test_a_running_service_rotates_by_itself_and_gives_its_keys_up_at_the_
     monkeypatch.setattr(rotation, "CHECK_SECONDS", 0.01)
     clock = Clock(unix_now())
     async with running(anvil, tmp_path, clock=clock, keyset_lifetime_seconds="600") as own:
+        replaced.clear()  # those of the start
         old = own.service.keyholder.current
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(replaced.wait(), 0.2)  # there is plenty of time

@@ -16,7 +16,7 @@ from attestation.encoding import b64
 from attestation.errors import EvidenceError, MalformedError, TollsealError
 from attestation.evidence.appraisal import EvidencePolicy
 from attestation.http_signature import Exchange
-from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Unreadable
+from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Record, Unreadable
 from attestation.payment_proof import EXTENSION
 from attestation.policy import Policy
 from attestation.pricing import EXTENSION as EXTENSION_OF_PRICE
@@ -263,8 +263,30 @@ def test_what_the_registry_lacks_or_says_otherwise_is_told(shop: Shop, honest: B
     assert told(shop.chain_view(key=encode_key(longer))) == {
         "registry.key": f"{KEY_SLOT} on chain is expires_at {shop.not_after + 1}, attested is {shop.not_after}"
     }
-    sold = told(shop.chain_view(by_owner=False))["registry.key"]
-    assert sold == f"the agent was sold after {KEY_SLOT} was written; its new owner has not confirmed the key"
+    sold = told(shop.chain_view(by_owner=False))
+    assert sold["registry.key"] == (
+        f"the agent was sold after {KEY_SLOT} was written; its new owner has not confirmed the key"
+    )
+    assert sold["registry.manifest"] == (
+        "the agent was sold after tee.manifest was written; its new owner has not confirmed it"
+    )
+
+
+def test_a_slot_that_was_emptied_or_taken_over_after_the_payment_says_nothing_against_it(
+    shop: Shop, honest: Bundle
+) -> None:
+    view = shop.chain_view()
+    assert isinstance(view.agent, AgentOnChain)
+    then = view.agent.keys[0]
+    emptied, other = Record(b"", by_owner=True, block_number=11), Record(b"junk", by_owner=True, block_number=10)
+    later = replace(view, agent=replace(view.agent, keys=(emptied, other, then)))
+    assert (
+        judge(honest, chain=later)
+        .check("registry.key")
+        .detail.endswith("(written in block 7, emptied in block 11, after the payment)")
+    )
+    taken = replace(view, agent=replace(view.agent, keys=(other, then)))
+    assert judge(honest, chain=taken).check("registry.key").detail.endswith("(written in block 7)")
 
 
 def test_a_transfer_that_is_not_there_is_told_in_the_chains_words(shop: Shop, honest: Bundle) -> None:
