@@ -28,6 +28,7 @@ at no charge.
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy.engine import URL, make_url
@@ -126,10 +127,9 @@ class Ledger:
         if not 0 < len(owner) <= MAX_OWNER_CHARACTERS:
             raise ValueError(f"owner must have 1 to {MAX_OWNER_CHARACTERS} characters")
         parsed = _parsed(url)
-        await asyncio.to_thread(_prepare, parsed)
-        backend = parsed.get_backend_name()
-        lanes = postgres_lanes(parsed) if backend == "postgresql" else sqlite_lanes(prepare_file(parsed))
-        return cls(lanes, Statements(backend), owner, retention or Retention())
+        file = await asyncio.to_thread(_prepare, parsed)
+        lanes = postgres_lanes(parsed) if file is None else sqlite_lanes(file)
+        return cls(lanes, Statements(parsed.get_backend_name()), owner, retention or Retention())
 
     @property
     def owner(self) -> str:
@@ -457,10 +457,11 @@ def _parsed(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg") if backend == "postgresql" else parsed
 
 
-def _prepare(url: URL) -> None:
-    if url.get_backend_name() == "sqlite":
-        prepare_file(url)
+def _prepare(url: URL) -> Path | None:
+    """A database of this version; the file that it is in, if it is."""
+    file = prepare_file(url) if url.get_backend_name() == "sqlite" else None
     migrate(url)
+    return file
 
 
 def _row_or_none(found: Rows, _: Rows) -> Row | None:

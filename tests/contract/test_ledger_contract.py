@@ -497,7 +497,7 @@ async def test_no_receipt_is_kept_for_a_settlement_that_was_not_recorded(ledger:
     row = await in_state(ledger, State.SETTLING)
     steps: dict[State, Awaitable[Any]] = {
         State.REJECTED: ledger.rejected(row, reason="no", now=103),
-        State.UNKNOWN: ledger.unknown(row, reason="?", now=103),
+        State.UNKNOWN: ledger.unknown(row, reason="?", now=103, transaction=TRANSACTION),
         State.SETTLED: ledger.settled(row, transaction="0x" + "dd" * 32, now=103),
     }
     await moved(steps.pop(state))

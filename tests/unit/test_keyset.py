@@ -160,7 +160,6 @@ def test_a_keyset_is_read_in_full_or_is_malformed(value: Any) -> None:
     assert [key.to_json() for key in keyset.receipt_signing_keys] == value["receipt_signing_keys"]
 
 
-def test_a_number_that_readers_do_not_agree_on_has_no_digest(keys: KeyRing) -> None:
-    keyset = build_keyset(subject=None, not_after=2**53, keys=keys.public_keys())
+def test_a_number_that_readers_do_not_agree_on_makes_no_keyset(keys: KeyRing) -> None:
     with pytest.raises(MalformedError, match="no canonical form"):
-        _ = keyset.digest
+        build_keyset(subject=None, not_after=2**53, keys=keys.public_keys())
