@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from attestation.event_stream import parse_stream
 from tests.e2e.chainside import Token
 from tests.e2e.middleman import PAYMENT, Meddle, Passed, between
 from tests.e2e.stack import DOCUMENT, PRICE, TOLLSEAL, Stack, environment, output_json, run
@@ -257,3 +258,53 @@ def test_stream_and_json_do_not_go_together(tmp_path: Path, stack: Stack) -> Non
     done = Buyer(tmp_path, stack, stack.dev.url).buy("--stream", "--json")
     assert done.returncode == 2
     assert "choose one" in done.stderr
+
+
+# Streams
+
+
+def test_a_stream_is_shown_verified_and_kept(stack: Stack, tmp_path: Path, received: Any) -> None:
+    buyer = Buyer(tmp_path, stack, stack.dev.url)
+    bundle = tmp_path / "stream.json"
+    done = buyer.buy("--stream", "--save", str(bundle))
+    assert done.returncode == 0, done.stderr
+    assert "is not verified before its end" in done.stderr
+    shown, _, rest = done.stdout.partition("The stream is complete, and was checked:")
+    saved = json.loads(bundle.read_bytes())
+    events = parse_stream(saved["answer"]["response"]["body"].encode())
+    assert shown.strip() == "".join(event["delta"] for event in events).strip()
+    assert saved["receipt_exchange"]["response"]["status"] == 200
+    assert rest.strip().splitlines()[-1].startswith("SIMULATED")
+    assert received() == PRICE
+    assert [payment["state"] for payment in buyer.payments()] == ["ANSWERED"]
+    verified = run("verify", bundle, "--allow-simulated", "--rpc", stack.dev.rpc, "--json", cwd=tmp_path)
+    assert (verified.returncode, output_json(verified)["verdict"]) == (0, "SIMULATED")
+
+
+def test_half_a_stream_that_looks_whole_is_not_taken_for_one(stack: Stack, tmp_path: Path, received: Any) -> None:
+    def cut(one: Passed) -> None:
+        one.answer.body = one.answer.body[: len(one.answer.body) // 2]
+
+    with between(stack.dev.url, after(dropped, cut)) as middleman:
+        done = Buyer(tmp_path, stack, middleman.url).buy("--stream")
+    assert len(set(middleman.payments)) == 1
+    assert received() == PRICE
+    assert (done.returncode, len(middleman.payments)) == (1, 2)
+    assert "do not rely on what was shown" in done.stderr
+
+
+def test_a_changed_stream_is_told_to_be_changed(stack: Stack, tmp_path: Path, received: Any) -> None:
+    def change(one: Passed) -> None:
+        changed = one.answer.body.replace(b"summary.chunk", b"summary.chonk", 1)
+        assert changed != one.answer.body
+        one.answer.body = changed
+
+    with between(stack.dev.url, after(change)) as middleman:
+        buyer = Buyer(tmp_path, stack, middleman.url)
+        done = buyer.buy("--stream")
+        assert done.returncode == 1
+        assert "FAIL" in done.stdout
+        assert "do not rely on what was shown" in done.stderr
+        again = buyer.buy("--stream")
+    assert again.returncode == 0, again.stderr
+    assert (len(set(middleman.payments)), received()) == (1, PRICE)

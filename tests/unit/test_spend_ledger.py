@@ -204,7 +204,8 @@ def spend_what_you_can(path: Path, first: int, started: Any) -> None:
                 request(number), check=partial(limit.check, AMOUNT, 6, now=NOW), sign=partial(signed, number), now=NOW
             )
         except SpendingError as error:
-            assert "of your limit" in str(error), "nobody is turned away because another process was writing"
+            if "of your limit" not in str(error):
+                raise  # nobody may be turned away because another process was writing
             return
 
 
