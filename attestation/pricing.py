@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any, Final
 
 from attestation import encoding
-from attestation.digest import digest, jcs_digest
+from attestation.digest import jcs_digest
 from attestation.errors import EvidenceError, MalformedError
 from attestation.money import MAX_DECIMALS, MAX_UINT256, check_decimal, parse_amount
 
@@ -120,9 +120,9 @@ def parse_rule(value: Any, where: str) -> PriceRule:
     )
 
 
-def request_digest(*, endpoint: str, method: str, body: bytes) -> str:
-    """What a price and a payment are bound to: the digest of a request, over its path, method and exact bytes."""
-    return jcs_digest({"endpoint": endpoint, "method": method, "body": digest(body)})
+def request_digest(*, endpoint: str, method: str, body_hash: str) -> str:
+    """What a price and a payment are bound to: the digest of a request, over its path, method and its body's digest."""
+    return jcs_digest({"endpoint": endpoint, "method": method, "body": body_hash})
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Final, cast
 
 from bench.orders import Order
 
-PATIENCE_SECONDS: Final = 120
+PATIENCE_SECONDS: Final = 900
 
 
 @dataclass(slots=True)
@@ -43,10 +43,13 @@ class Round:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, requests: Iterator[tuple[int, bytes]], found: Round, keep: int) -> None:
+    def __init__(
+        self, requests: Iterator[tuple[int, bytes]], found: Round, keep: int, expected: Sequence[bytes]
+    ) -> None:
         self._requests = requests
         self._found = found
         self._keep = keep
+        self._expected = expected
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._size = 0  # of the whole answer, once its head has arrived
@@ -85,13 +88,17 @@ class _Connection(asyncio.Protocol):
         answer = bytes(self._buffer[: self._size])
         del self._buffer[: self._size]
         self._size = 0
-        if answer.startswith(b"HTTP/1.1 200 ") and not answer.endswith(b"\r\n\r\n"):
+        if answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(self._ending()):
             self._found.latencies.append(time.perf_counter() - self._sent_at)
             if self._index < self._keep:
                 self._found.kept[self._index] = answer
         else:
             self._complain(answer[:200].decode("latin-1"))
         self.send_next()
+
+    def _ending(self) -> bytes:
+        """How the answer has to end; with any body, unless one is expected."""
+        return self._expected[self._index % len(self._expected)] if self._expected else b"}"
 
     def connection_lost(self, _error: Exception | None) -> None:
         if self._index >= 0:
@@ -121,12 +128,35 @@ async def run_round(port: int, orders: Sequence[Order], connections: int, *, kee
         TimeoutError: not all were answered within `PATIENCE_SECONDS`.
     """
     host = f"127.0.0.1:{port}"
-    found = Round()
-    requests = iter(list(enumerate(order.wire(host) for order in orders)))
-    loop = asyncio.get_running_loop()
+    return await _send(port, list(enumerate(order.wire(host) for order in orders)), connections, keep=keep)
+
+
+async def replay(
+    port: int, requests: Sequence[bytes], bodies: Sequence[bytes], *, times: int, connections: int
+) -> Round:
+    """Send the same requests over and over, so many in all, each of which has to be answered with its own body again.
+
+    Raises:
+        TimeoutError: not all were answered within `PATIENCE_SECONDS`.
+    """
+    numbered = [(index, requests[index % len(requests)]) for index in range(times)]
+    return await _send(port, numbered, connections, expected=bodies)
+
+
+async def _send(
+    port: int,
+    numbered: Sequence[tuple[int, bytes]],
+    connections: int,
+    *,
+    keep: int = 0,
+    expected: Sequence[bytes] = (),
+) -> Round:
+    found, requests, loop = Round(), iter(numbered), asyncio.get_running_loop()
     clients: list[_Connection] = []
     for _ in range(connections):
-        _, client = await loop.create_connection(lambda: _Connection(requests, found, keep), "127.0.0.1", port)
+        _, client = await loop.create_connection(
+            lambda: _Connection(requests, found, keep, expected), "127.0.0.1", port
+        )
         clients.append(client)
     started = time.perf_counter()
     for client in clients:
@@ -135,7 +165,7 @@ async def run_round(port: int, orders: Sequence[Order], connections: int, *, kee
         await asyncio.gather(*(client.done for client in clients))
     found.seconds = time.perf_counter() - started
     answered = len(found.latencies) + found.failed
-    if answered < len(orders):
-        found.failed += len(orders) - answered
+    if answered < len(numbered):
+        found.failed += len(numbered) - answered
         found.complaints.append("requests were left over: every connection had broken")
     return found

@@ -14,9 +14,8 @@ from eth_utils.crypto import keccak
 
 from bench.sellers import PATH
 
-_KEY: Final = secrets.token_bytes(32)
-_PAYER: Final[str] = Account.from_key(_KEY).address
-_VALID_BEFORE: Final = 1 << 40
+FAR: Final = 1 << 40
+"""A `valid_before` beyond any run, in unix seconds."""
 
 _TYPE: Final = (
     "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
@@ -53,6 +52,14 @@ def new_body() -> bytes:
     return json.dumps({"document": _DOCUMENT + secrets.token_hex(8), "max_words": 40}).encode()
 
 
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A payment: the value of its PAYMENT-SIGNATURE header, and the nonce that the chain knows it by (0x, hex)."""
+
+    header: str
+    nonce: str
+
+
 class Purse:
     """Signs payments of one 402's terms: EIP-3009 transfer authorizations with nonces of their own.
 
@@ -60,10 +67,23 @@ class Purse:
 
     Args:
         terms: the 402 document; its first `accepts` is paid.
+        key: the payer's private key; a random one when None.
+        valid_before: unix seconds.
+        echo_resource: say in the payment what it is for, as the SDK's clients do. One that may be presented to any of
+            several addresses must not: x402 leaves it to the payer.
     """
 
-    def __init__(self, terms: Mapping[str, Any]) -> None:
-        self._terms = terms
+    def __init__(
+        self,
+        terms: Mapping[str, Any],
+        *,
+        key: bytes | None = None,
+        valid_before: int = FAR,
+        echo_resource: bool = True,
+    ) -> None:
+        self._common = {"x402Version": 2, "accepted": terms["accepts"][0]}
+        if echo_resource:
+            self._common["resource"] = terms["resource"]
         self._accepted = terms["accepts"][0]
         domain = {
             "name": self._accepted["extra"]["name"],
@@ -73,29 +93,30 @@ class Purse:
         }
         types = {"Empty": [{"name": "nothing", "type": "uint256"}]}
         self._domain = encode_typed_data(domain, types, {"nothing": 0}).header
+        account = Account.from_key(key or secrets.token_bytes(32))
+        self.payer = str(account.address)
         self._message = {
-            "from": _PAYER,
+            "from": self.payer,
             "to": self._accepted["payTo"],
             "value": self._accepted["amount"],
             "validAfter": "0",
-            "validBefore": str(_VALID_BEFORE),
+            "validBefore": str(valid_before),
         }
-        words = (int(_PAYER, 16), int(self._accepted["payTo"], 16), int(self._accepted["amount"]), 0, _VALID_BEFORE)
+        words = (int(self.payer, 16), int(self._accepted["payTo"], 16), int(self._accepted["amount"]), 0, valid_before)
         self._struct = keccak(text=_TYPE) + b"".join(word.to_bytes(32, "big") for word in words)
-        self._key = PrivateKey(_KEY)
+        self._key = PrivateKey(bytes(account.key))
 
-    def payment(self) -> str:
-        """The value of a PAYMENT-SIGNATURE header, with a fresh nonce."""
+    def sign(self) -> Signed:
+        """A payment with a fresh nonce."""
         nonce = secrets.token_bytes(32)
         digest = keccak(b"\x19\x01" + self._domain + keccak(self._struct + nonce))
         signed = self._key.sign_recoverable(digest, hasher=None)
         document = {
-            "x402Version": 2,
-            "resource": self._terms["resource"],
-            "accepted": self._accepted,
+            **self._common,
             "payload": {
                 "authorization": {**self._message, "nonce": "0x" + nonce.hex()},
                 "signature": "0x" + signed[:64].hex() + f"{signed[64] + 27:02x}",
             },
         }
-        return base64.b64encode(json.dumps(document, separators=(",", ":")).encode()).decode()
+        encoded = base64.b64encode(json.dumps(document, separators=(",", ":")).encode()).decode()
+        return Signed(encoded, "0x" + nonce.hex())

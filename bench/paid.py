@@ -58,7 +58,7 @@ class Measuring:
 
     def orders(self, name: str, count: int) -> list[Order]:
         purse = self._purses.get(name)
-        return [Order(new_body(), None if purse is None else purse.payment()) for _ in range(count)]
+        return [Order(new_body(), None if purse is None else purse.sign().header) for _ in range(count)]
 
     async def round(self, name: str, count: int, connections: int) -> dict[str, float]:
         """One round; `busy` is the share of core 1 that load generator and facilitator took."""

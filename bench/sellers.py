@@ -18,6 +18,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -145,7 +146,7 @@ async def ours(facilitator_url: str, directory: Path) -> AsyncIterator[Service]:
                 clock=unix_now,
             ),
             manifest=manifest,
-            registration=registration_file(settings, _AGENT, hardware_attested=False),
+            registration=partial(registration_file, settings, hardware_attested=False),
             backend=backend,
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),

@@ -113,6 +113,8 @@ class _Call:
     request: Request
     authorization: Authorization
     credentials: Credentials
+    known: Row | None
+    identifier: str | None
     head: asyncio.Future[PaidStream] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Of a streamed answer: set when it begins to leave."""
     task: asyncio.Task[PaidAnswer | None] | None = None
@@ -176,6 +178,7 @@ class PaidCalls:
         produce: Produce,
         credentials: Credentials,
         known: Row | None = None,
+        identifier: str | None = None,
     ) -> PaidAnswer:
         """The answer to a paid request.
 
@@ -185,6 +188,7 @@ class PaidCalls:
             produce: makes the answer; called at most once, and only after the payment has been verified and reserved.
             credentials: sign the proofs of the answer, unless a call with the same payment is running already.
             known: what `find` said of the payment.
+            identifier: the buyer's own name for this purchase.
 
         Raises:
             PaymentRefusedError: nothing was charged.
@@ -194,8 +198,8 @@ class PaidCalls:
         """
         call = self._join(request, authorization)
         if call is None:
-            call = _Call(request, authorization, credentials)
-            self._start(call, self._run(call, produce, known))
+            call = _Call(request, authorization, credentials, known, identifier)
+            self._start(call, self._run(call, produce))
         answer = await asyncio.shield(call.running)
         if answer is None:  # not the same request after all: whether it streams is part of it
             raise PaymentConflictError("this payment is being used for a streamed answer")
@@ -208,6 +212,7 @@ class PaidCalls:
         stream: Stream,
         credentials: Credentials,
         known: Row | None = None,
+        identifier: str | None = None,
     ) -> PaidStream:
         """The answer to a paid request, from the moment on at which it is paid and begins to come.
 
@@ -215,8 +220,8 @@ class PaidCalls:
         """
         call = self._join(request, authorization)
         if call is None:
-            call = _Call(request, authorization, credentials)
-            self._start(call, self._run_stream(call, stream, known))
+            call = _Call(request, authorization, credentials, known, identifier)
+            self._start(call, self._run_stream(call, stream))
         return await asyncio.shield(call.head)
 
     async def keep_alive(self) -> None:
@@ -247,8 +252,8 @@ class PaidCalls:
         task.add_done_callback(lambda _: self._running.pop(call.authorization.key, None))
         task.add_done_callback(_retrieve)
 
-    async def _run(self, call: _Call, produce: Produce, known: Row | None) -> PaidAnswer:
-        row = await self._charging.claim(call.authorization, call.request.digest, known)
+    async def _run(self, call: _Call, produce: Produce) -> PaidAnswer:
+        row = await self._claim(call)
         if row.state is State.RESERVED and not self._settle_first:
             draft = await self._make(call, row, produce)
             answers: list[PaidAnswer] = []
@@ -268,10 +273,10 @@ class PaidCalls:
             settled = await self._charged(row)
         return await self._deliver(call, settled, produce)
 
-    async def _run_stream(self, call: _Call, stream: Stream, known: Row | None) -> None:
+    async def _run_stream(self, call: _Call, stream: Stream) -> None:
         """Brings a stream on its way, and to its end; what fails before its head goes to whoever waits for that."""
         try:
-            await self._stream(call, stream, known)
+            await self._stream(call, stream)
         except BaseException as error:
             if call.head.done():
                 raise
@@ -280,8 +285,8 @@ class PaidCalls:
             if not isinstance(error, Exception):
                 raise
 
-    async def _stream(self, call: _Call, stream: Stream, known: Row | None) -> None:
-        row = await self._charging.claim(call.authorization, call.request.digest, known)
+    async def _stream(self, call: _Call, stream: Stream) -> None:
+        row = await self._claim(call)
         source: _Source | None = None
         try:
             if row.state is State.RESERVED and not self._settle_first:
@@ -299,6 +304,9 @@ class PaidCalls:
         finally:
             if source is not None:
                 await source.rest.aclose()
+
+    async def _claim(self, call: _Call) -> Row:
+        return await self._charging.claim(call.authorization, call.request.digest, call.known, call.identifier)
 
     async def _charged(self, row: Row) -> Row:
         """The SETTLED row of a payment whose answer is made after it, or was made before."""

@@ -24,6 +24,7 @@ from attestation.errors import TollsealError
 from attestation.manifest import differences, manifest_digest, parse_manifest
 from attestation.policy import Policy
 from attestation.terminal import console, print_fields, printable
+from service.app import Service
 from service.boot import boot
 from service.build import audit_manifest, checkout, compute_manifest
 from service.demo import run_demo
@@ -109,28 +110,45 @@ class Reporter:
         self._bar.stop()
 
 
-@click.command()
-def serve() -> None:
-    """Sell on a real chain. Settings are TOLLSEAL_* environment variables (docs/operations.md)."""
+def read_settings() -> Settings:
+    """The settings of the service, from the environment.
+
+    Raises:
+        click.UsageError: names every variable that is missing or wrong.
+    """
     try:
-        settings = Settings.model_validate({})
+        return Settings.model_validate({})
     except ValidationError as error:
         lines = [
             f"TOLLSEAL_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}"
             for item in error.errors(include_input=False, include_url=False, include_context=False)
         ]
         raise click.UsageError("\n".join(lines)) from error
-    _run(_serve(settings))
+
+
+@click.command()
+def serve() -> None:
+    """Sell on a real chain. Settings are TOLLSEAL_* environment variables (docs/operations.md)."""
+    run_to_exit(_serve(read_settings()))
 
 
 async def _serve(settings: Settings) -> None:
     with Reporter() as reporter, listening(settings.port, settings.host) as listener:
         async with (
-            boot(settings, report=reporter, progress=reporter.fetching) as service,
+            boot(settings, wait_for_agent=False, report=reporter, progress=reporter.fetching) as service,
             serve_http(service, [listener]),
         ):
-            reporter(f"ready at {settings.origin}")
+            reporter(f"serving at {settings.origin}")
+            announcing = asyncio.create_task(_announce(service, reporter))
             await _stopped()
+            announcing.cancel()
+
+
+async def _announce(service: Service, reporter: Reporter) -> None:
+    """Say so when the chain knows the service, and it may sell."""
+    if service.publication is not None:
+        await service.publication.registered()
+    reporter(f"ready at {service.settings.origin}")
 
 
 @click.command()
@@ -141,7 +159,7 @@ async def _serve(settings: Settings) -> None:
 @_cache_dir
 def up(model: str, port: int, threads: int, tls: bool, cache_dir: Path) -> None:
     """Run a local chain and a service on it until Ctrl-C; describes itself in .tollseal/dev.json."""
-    _run(_up(model, port, threads, cache_dir, {"tls": "enclave"} if tls else {}))
+    run_to_exit(_up(model, port, threads, cache_dir, {"tls": "enclave"} if tls else {}))
 
 
 async def _up(model: str, port: int, threads: int, cache_dir: Path, more: dict[str, str]) -> None:
@@ -172,7 +190,7 @@ async def _up(model: str, port: int, threads: int, cache_dir: Path, more: dict[s
 @_cache_dir
 def demo(file: Path | None, model: str, threads: int, cache_dir: Path) -> None:
     """Start everything, buy a summary of FILE, check it, stop everything."""
-    _run(_demo(file, model, threads, cache_dir))
+    run_to_exit(_demo(file, model, threads, cache_dir))
 
 
 async def _demo(file: Path | None, model: str, threads: int, cache_dir: Path) -> int:
@@ -210,7 +228,7 @@ def pull(name: str, cache_dir: Path) -> None:
             weights = fetch_weights(find_model(name), cache_dir / "models", progress=reporter.fetching)
         console().print(str(weights.file.path), markup=False)
 
-    _run(work())
+    run_to_exit(work())
 
 
 @click.command()
@@ -233,7 +251,7 @@ def manifest(source: Path | None, url: str | None, digest: str | None, as_json: 
         raise click.UsageError(
             "the payment terms are part of the manifest: set TOLLSEAL_* as for `serve`, or name a service with --from"
         ) from error
-    _run(_manifest(settings, source, digest, as_json=as_json))
+    run_to_exit(_manifest(settings, source, digest, as_json=as_json))
 
 
 async def _manifest(settings: Settings, source: Path | None, digest: str | None, *, as_json: bool) -> int:
@@ -309,7 +327,8 @@ async def _interruptible(work: Coroutine[Any, Any, int | None]) -> int | None:
         return 128 + received[0]
 
 
-def _run(work: Coroutine[Any, Any, int | None]) -> NoReturn:
+def run_to_exit(work: Coroutine[Any, Any, int | None]) -> NoReturn:
+    """Run a command of the service to its exit code; what is expected to go wrong is a sentence on stderr."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(_interruptible(work))

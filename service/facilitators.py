@@ -21,7 +21,15 @@ def _of_network(settings: Settings, options: list[PaymentOption]) -> Facilitator
     first, assets = options[0], [option.payee.asset for option in options]
     if first.facilitator == (LOCAL,):
         key = settings.operator_key.get_secret_value()
-        return LocalFacilitator(rpc_url=first.rpc_url, operator_key=key, assets=assets)
+        return LocalFacilitator(
+            rpc_url=first.rpc_url,
+            operator_key=key,
+            assets=assets,
+            depth=settings.settlement_depth,
+            max_fee_wei=settings.max_fee_wei,
+            max_head_age_seconds=settings.max_head_age_seconds,
+            factories=settings.wallet_factories,
+        )
     secrets = settings.facilitator_auth.items()
     return RemoteFacilitator(
         url=first.facilitator,

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from attestation.pricing import PriceRule
 from attestation.registry.canonical import registries
 from attestation.registry.records import SECOND_SLOT
+from service.payment.fees import DEFAULT_MAX_FEE
 from service.payment.networks import BASE_SEPOLIA
 from service.payment.options import (
     LOCAL,
@@ -96,6 +97,16 @@ class Settings(BaseSettings):
     operator_key: SecretStr
     """Pays for gas: settlements of the local facilitator, and registry updates. Owns nothing else."""
 
+    # How it settles, when the facilitator is our own
+    max_fee_wei: Annotated[int, Field(ge=1, le=10**15)] = DEFAULT_MAX_FEE
+    """Per unit of gas. While gas costs more, nothing is settled and nothing is sold."""
+    max_head_age_seconds: Annotated[int, Field(ge=10)] | None = None
+    """How old the payment chain's latest block may be before nothing is sold; None where blocks are made on demand."""
+    wallet_factories: tuple[Address, ...] = ()
+    """Contracts that may be called to deploy a payer's wallet before its transfer (ERC-6492)."""
+    serve_facilitator: bool = False
+    """Let others verify and settle payments here, at our expense for gas."""
+
     # Who it is
     enclave: str
     """URI of the enclave, such as ``simulated:``. There is no default: nobody runs a simulated one by accident."""
@@ -104,6 +115,17 @@ class Settings(BaseSettings):
     """Node of the registry's chain; `rpc_url` when absent."""
     identity_registry: Address | None = None
     """The chain's canonical ERC-8004 registry when absent."""
+    reputation_registry: Address | None = None
+    validation_registry: Address | None = None
+    """Of the same chain; the canonical ones when absent. The page about the agent reads them."""
+    ask_validators: tuple[Address, ...] = ()
+    """Asked to check every new key of this service; each request costs the operator gas."""
+    trusted_validators: tuple[Address, ...] = ()
+    """Whose validations the page about the agent counts."""
+    registry_from_block: Annotated[int, Field(ge=0)] = 0
+    """The first block whose events matter, no later than the agent's registration: some nodes serve few at a time."""
+    registry_confirmations: Annotated[int, Field(ge=1, le=100)] = 1
+    """Blocks from a transaction's own on that must be there before it counts."""
     agent_owner: Address
     agent_id: Annotated[int, Field(ge=0)] | None = None
     mint_agent: bool = False
@@ -111,6 +133,9 @@ class Settings(BaseSettings):
     agent_name: str = "Tollseal summaries"
     agent_description: str = "Summaries of documents, paid by the call with x402. Every answer carries a receipt."
     replica: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?$")] = "main"
+    keys_on_stop: Literal["clear", "expire", "keep"] = "clear"
+    """What an orderly stop does with this replica's key records. `expire` lets them end at that moment, which makes the
+    next start's record cheaper than `clear` does."""
     keyset_lifetime_seconds: Annotated[int, Field(ge=600, le=31 * 86_400)] = 7 * 86_400
 
     # Which build it is
@@ -170,6 +195,14 @@ class Settings(BaseSettings):
         if canonical is None:
             raise ValueError(f"identity_registry must be set: {self.registry_network} has no canonical one")
         return canonical.identity
+
+    @property
+    def beside_registry(self) -> tuple[str | None, str | None]:
+        """The reputation and the validation registry; None where none is set and the chain has no canonical one."""
+        canonical = registries(self.registry_chain_id)
+        if canonical is None or canonical.identity != self.registry_address.lower():
+            return self.reputation_registry, self.validation_registry
+        return self.reputation_registry or canonical.reputation, self.validation_registry or canonical.validation
 
     @property
     def origin(self) -> str:

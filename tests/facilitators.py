@@ -4,29 +4,13 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from x402.schemas import (
-    SettleRequest,
-    SettleResponse,
-    SupportedKind,
-    SupportedResponse,
-    VerifyRequest,
-    VerifyResponse,
-)
 
-from service.payment.authorization import Authorization, PaymentMismatchError, match_requirements
-from service.payment.facilitator import (
-    Facilitator,
-    FacilitatorUnavailableError,
-    Invalid,
-    Rejected,
-    Settled,
-    Unknown,
-    Verified,
-)
+from service.http import problems
+from service.http.facilitator import router_for
+from service.payment.local import LocalFacilitator
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -61,59 +45,15 @@ def answering(handler: Handler) -> FastAPI:
     return app
 
 
-def working(make: Callable[[], Facilitator], network: str) -> FastAPI:
-    """A facilitator over HTTP around the one that `make` builds inside the server's event loop."""
-    inner: list[Facilitator] = []
+def working(facilitator: LocalFacilitator) -> FastAPI:
+    """A facilitator under `/facilitator`, as a service offers it to others; it is closed with the server."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        inner.append(make())
         yield
-        await inner[0].close()
+        await facilitator.close()
 
     app = FastAPI(lifespan=lifespan)
-
-    @app.post("/verify")
-    async def verify(request: VerifyRequest) -> Response:
-        try:
-            result = await inner[0].verify(_matched(request))
-        except PaymentMismatchError:
-            result = Invalid("invalid_payload", "")
-        except FacilitatorUnavailableError:
-            return Response(status_code=503)
-        match result:
-            case Verified(payer):
-                return _json(VerifyResponse(is_valid=True, payer=payer))
-            case Invalid(reason):
-                return _json(VerifyResponse(is_valid=False, invalid_reason=reason))
-
-    @app.post("/settle")
-    async def settle(request: SettleRequest) -> Response:
-        no = SettleResponse(success=False, transaction="", network=network)
-        try:
-            result = await inner[0].settle(_matched(request))
-        except PaymentMismatchError:
-            result = Rejected("invalid_payload", "")
-        match result:
-            case Settled(transaction, payer):
-                yes = {"success": True, "transaction": transaction, "payer": payer}
-                return _json(no.model_copy(update=yes))
-            case Rejected(reason):
-                return _json(no.model_copy(update={"error_reason": reason}))
-            case Unknown():
-                return _json(no.model_copy(update={"error_reason": "settlement_pending"}))
-
-    @app.get("/supported")
-    async def supported() -> Response:
-        return _json(SupportedResponse(kinds=[SupportedKind(x402_version=2, scheme="exact", network=network)]))
-
+    problems.install(app)
+    app.include_router(router_for((facilitator,)))
     return app
-
-
-def _matched(request: VerifyRequest | SettleRequest) -> Authorization:
-    return match_requirements(request.payment_payload, [request.payment_requirements])
-
-
-def _json(document: Any) -> Response:
-    text = document.model_dump_json(by_alias=True, exclude_none=True)
-    return Response(text, media_type="application/json")

@@ -1,5 +1,6 @@
 """Payments in a ledger, brought to any state in the way the service does it."""
 
+import traceback
 from collections.abc import Awaitable
 
 from service.payment.authorization import Authorization
@@ -58,3 +59,8 @@ async def reclaimed(ledger: Ledger, authorization: Authorization | None = None) 
     """A payment whose settlement broke off before its answer was made, taken back at 200 to be answered anew."""
     row = await in_state(ledger, State.UNKNOWN, authorization, answered=False)
     return await moved(ledger.reclaim(row, now=200, lease_seconds=LEASE))
+
+
+def traceback_of(error: BaseException) -> str:
+    """Everything that a log would show of an error, its causes included."""
+    return "".join(traceback.format_exception(error))

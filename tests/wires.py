@@ -20,6 +20,8 @@ class Wire:
     pieces: list[bytes]
     pause: float = 0.0
     hang_up: bool = False
+    first: list[bytes] | None = None
+    """What the first request gets instead, before its connection is closed."""
     tls: ssl.SSLContext | None = None
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """Path and headers of each request."""
@@ -34,11 +36,12 @@ class Wire:
                 headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
                 await reader.readexactly(int(headers.get("content-length", "0")))
                 self.requests.append((first.split(" ")[1], headers))
-                for piece in self.pieces:
+                special = self.first if len(self.requests) == 1 else None
+                for piece in self.pieces if special is None else special:
                     writer.write(piece)
                     await writer.drain()
                     await asyncio.sleep(self.pause)
-                if self.hang_up:
+                if self.hang_up or special is not None:
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from attestation.encoding import parse_json
 from attestation.errors import MalformedError
 from service.call import Produced
+from service.http import paths
 from service.http.answers import DONE, EVENT_STREAM, Usage, event, produced, usage_of
 from service.http.body import ESCAPED_BYTES, OPTIONS_BYTES, read_body, validated
 from service.http.chat_request import ChatRequest
@@ -132,7 +133,7 @@ DISCOVERY: Final = declare(
 
 
 @router.post(
-    "/v1/chat/completions",
+    paths.CHAT,
     response_model=ChatCompletion,
     responses={
         200: bought("The answer; with `stream`, events that end with `data: [DONE]`.", _EVENT),

@@ -23,7 +23,7 @@ from service.call import (
     Request,
     Stream,
 )
-from service.http.health import expiry, unreadiness
+from service.http.health import unconfirmed, unreadiness
 from service.http.problems import Problem, unavailable
 from service.http.signing import request_url
 from service.http.state import answer_under
@@ -36,6 +36,7 @@ from service.payment.authorization import (
     decode_payment_header,
     match_requirements,
 )
+from service.payment.identifier import payment_identifier
 from service.payment.ledger import LedgerUnavailableError
 from service.payment.terms import PAYMENT_RESPONSE_HEADER, PAYMENT_SIGNATURE_HEADER, Resource
 
@@ -87,13 +88,14 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
         credentials = service.keyholder.give_terms(request.digest)
         answer_under(http, credentials)
         return terms.response(UNPAID, credentials)
-    if problems := expiry(service):
+    if problems := unconfirmed(service):
         raise _not_ready(problems)
     # One purchase, one keyset: the one that the terms were given under.
     credentials = service.keyholder.terms_given(request.digest)
     answer_under(http, credentials)
     try:
         payload = decode_payment_header(header)
+        identifier = payment_identifier(payload, http.headers)
         known = await service.calls.find(payload)
         accepted_before = service.calls.accepted_terms(known)
         accepts = [accepted_before] if accepted_before else terms.accepts
@@ -101,10 +103,10 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
         bought: PaidAnswer | PaidStream
         if sale.stream:
             stream = cast("Stream", sale.produce)
-            bought = await service.calls.stream(request, authorization, stream, credentials, known)
+            bought = await service.calls.stream(request, authorization, stream, credentials, known, identifier)
         else:
             produce = cast("Produce", sale.produce)
-            bought = await service.calls.run(request, authorization, produce, credentials, known)
+            bought = await service.calls.run(request, authorization, produce, credentials, known, identifier)
     except PaymentHeaderError as error:
         raise Problem(400, "malformed-payment", "Malformed payment", str(error), field=error.field) from error
     except PaymentMismatchError as error:

@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from service.call import Produced
+from service.http import paths
 from service.http.answers import DONE, EVENT_STREAM, Usage, event, produced, usage_of
 from service.http.body import ESCAPED_BYTES, OPTIONS_BYTES, read_body, validated
 from service.http.openapi import PARAMETERS, bought, json_body, paid_responses, schema_of
@@ -94,7 +95,7 @@ DISCOVERY: Final = declare(
 
 
 @router.post(
-    "/v1/summarize",
+    paths.SUMMARIZE,
     response_model=Summary,
     responses={
         200: bought("The summary; with `stream`, events that end with `data: [DONE]`.", _EVENT),

@@ -7,8 +7,8 @@ from starlette.responses import Response
 from attestation.payment_proof import EXTENSION, Offer, sign_offer
 from attestation.pricing import EXTENSION as PRICE_BASIS
 from attestation.pricing import PriceBasis
+from service.answer import Request
 from service.build import offered_prices
-from service.call import Request
 from service.credentials import Credentials
 from service.payment import identifier
 from service.payment.terms import PAYMENT_REQUIRED_HEADER, Resource, encoded, payment_required, requirements_for

@@ -17,7 +17,7 @@ from service.payment.facilitator import (
     Used,
     Void,
 )
-from service.payment.ledger import Conflict, Existing, Ledger, Moved, Row, Stale, State
+from service.payment.ledger import Ledger, Moved, Row, Stale, State
 from service.payment.reconcile import RAN_OUT, REORG_MARGIN_SECONDS
 from service.payment.settlement import Kept, SignReceipt, settle
 
@@ -75,30 +75,37 @@ class Charging:
         self._window = window_seconds
         self._lease = lease_seconds
 
-    async def claim(self, authorization: Authorization, request_digest: str, known: Row | None) -> Row:
+    async def claim(
+        self, authorization: Authorization, request_digest: str, known: Row | None, identifier: str | None = None
+    ) -> Row:
         """The payment's row: reserved for the caller, or as far as it got before.
 
         Of the callers in this process, one at a time may claim a payment.
 
         Args:
             known: what the ledger said of the payment a moment ago.
+            identifier: the buyer's own name for the purchase, from `service.payment.identifier`.
 
         Raises:
             PaymentRefusedError: it cannot be accepted; nothing was charged.
-            PaymentConflictError: it belongs to another request.
+            PaymentConflictError: it belongs to another request, or its name to another purchase.
             ComeBackError: it cannot be known now, or somebody else is at work on it.
         """
-        row = known
-        if row is None or row.state is State.RELEASED:
-            return await self._reserve(authorization, request_digest)
+        if known is None or known.state is State.RELEASED:
+            row = await self._reserve(authorization, request_digest)
+        else:
+            row = known
         if row.request_digest != request_digest or row.authorization != authorization:
             raise _used()
-        if row.state is State.RESERVED:
-            return self._own(row)
+        if row.state is State.RESERVED and row.owner != self._ledger.owner:
+            # Another replica holds it; taking its work over could make one answer twice. One that is ours is new, or
+            # was left by a call that failed.
+            raise _busy()
+        await self._name(row, identifier)
         return await self.ask_chain(row) if row.state in PENDING else row
 
     async def charge(self, row: Row, kept: Kept | None = None, sign: SignReceipt | None = None) -> Row:
-        """The row after `service.payment.settlement.settle`: SETTLED, REJECTED, UNKNOWN, or as somebody else left it."""
+        """The row after `service.payment.settlement.settle`: finished, UNKNOWN, or as somebody else left it."""
         done = await settle(self._ledger, self._facilitator, row, self._clock, kept=kept, sign=sign)
         return row_of(done)
 
@@ -132,27 +139,22 @@ class Charging:
             # Perhaps because it has just been executed, for somebody with the same payment here or at another replica.
             row = await self._ledger.find(authorization.key)
             if row is not None and row.state is not State.RELEASED:
-                return await self.claim(authorization, request_digest, row)
+                return row
             raise PaymentRefusedError(f"{verified.reason}: {verified.message}")
         now = self._clock()
-        match await self._ledger.reserve(authorization, request_digest, now, lease_seconds=self._lease):
-            case Conflict():
-                raise _used()
-            case Existing(row) if row.state is State.RESERVED:
-                return self._own(row)
-            case Existing(row):
-                return row
-            case reserved:
-                return reserved.row
+        reserved = await self._ledger.reserve(authorization, request_digest, now, lease_seconds=self._lease)
+        return reserved.row
 
-    def _own(self, row: Row) -> Row:
-        """A RESERVED row that a call of this replica has left, which can only be one that failed: goes on.
-
-        Another replica's is left alone; taking its work over could make one answer twice.
-        """
-        if row.owner != self._ledger.owner:
-            raise _busy()
-        return row
+    async def _name(self, row: Row, identifier: str | None) -> None:
+        """Bind the purchase's name, when it has one; only now, so that a payment that is refused takes none."""
+        if identifier is None:
+            return
+        paid, now = row.authorization, self._clock()
+        if await self._ledger.bind_identifier(paid.payer, identifier, row.request_digest, paid.key, now):
+            return
+        if row.state is State.RESERVED:
+            await self._ledger.release(row, reason="its name belongs to another purchase", now=now)
+        raise PaymentConflictError("this identifier was used for another purchase")
 
 
 def require_settled(row: Row) -> None:

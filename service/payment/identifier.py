@@ -1,7 +1,7 @@
 """`payment-identifier`: a name that a buyer gives to a purchase, so that sending it twice is one purchase.
 
     same id, same request, same payment      the same answer
-    same id, another request or payment      409
+    same id, another request or payment      409, unless the first payment came to nothing
 
 The id binds to the payer, so nobody can take another's. It may come in the payment (the x402 extension) or in the HTTP
 header `Idempotency-Key`; both together must be equal.

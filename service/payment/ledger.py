@@ -28,14 +28,16 @@ at no charge.
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.payment.authorization import Authorization, PaymentKey, authorization_to_json
-from service.payment.ledger_lanes import Call, Lane, Rows, Step
+from service.payment.ledger_lanes import Call, Lane, Rows, Step, number_of
 from service.payment.ledger_postgres import postgres_lanes
+from service.payment.ledger_prune import prune
 from service.payment.ledger_schema import (
     LedgerCorruptError,
     LedgerError,
@@ -44,7 +46,7 @@ from service.payment.ledger_schema import (
     State,
 )
 from service.payment.ledger_sqlite import prepare_file, sqlite_lanes
-from service.payment.ledger_statements import KEY_COLUMNS, MOVED, Statements
+from service.payment.ledger_statements import PURCHASE, Statements
 from service.payment.migrations import migrate
 from service.payment.records import (
     Conflict,
@@ -89,9 +91,6 @@ SETTLEMENT_LEASE_SECONDS: Final = 120
 UNFINISHED_PAGE: Final = 500
 """Rows of one `unfinished`: each may carry an answer."""
 
-PRUNED_AT_ONCE: Final = 500
-"""Rows removed in one transaction: payments do not wait for longer."""
-
 _OPEN: Final = frozenset({State.SETTLING, State.UNKNOWN})
 
 
@@ -128,10 +127,9 @@ class Ledger:
         if not 0 < len(owner) <= MAX_OWNER_CHARACTERS:
             raise ValueError(f"owner must have 1 to {MAX_OWNER_CHARACTERS} characters")
         parsed = _parsed(url)
-        await asyncio.to_thread(_prepare, parsed)
-        backend = parsed.get_backend_name()
-        lanes = postgres_lanes(parsed) if backend == "postgresql" else sqlite_lanes(prepare_file(parsed))
-        return cls(lanes, Statements(backend), owner, retention or Retention())
+        file = await asyncio.to_thread(_prepare, parsed)
+        lanes = postgres_lanes(parsed) if file is None else sqlite_lanes(file)
+        return cls(lanes, Statements(parsed.get_backend_name()), owner, retention or Retention())
 
     @property
     def owner(self) -> str:
@@ -158,21 +156,27 @@ class Ledger:
             lease_seconds: how long the other replicas leave it to us; longer than inference and settlement take.
         """
         text = authorization_to_json(authorization)
-        values: dict[str, Any] = {
-            "scheme": authorization.scheme,
-            "pay_to": authorization.pay_to,
-            "amount": str(authorization.amount),
-            "valid_after": str(authorization.valid_after),
-            "valid_before": str(authorization.valid_before),
-            "payment": text,
-            "request_digest": request_digest,
-            "state": State.RESERVED.value,
-            "created": now,
-            "updated": now,
-            "owner": self._owner,
-            "lease_until": now + lease_seconds,
-            **dict(zip(KEY_COLUMNS, authorization.key, strict=True)),
-        }
+        statement = self._statements.reserve
+        params = statement.bind(
+            {
+                "new_network": authorization.network,
+                "new_asset": authorization.asset,
+                "new_payer": authorization.payer,
+                "new_nonce": authorization.nonce,
+                "new_scheme": authorization.scheme,
+                "new_pay_to": authorization.pay_to,
+                "new_amount": str(authorization.amount),
+                "new_valid_after": str(authorization.valid_after),
+                "new_valid_before": str(authorization.valid_before),
+                "new_payment": text,
+                "new_request_digest": request_digest,
+                "new_state": State.RESERVED.value,
+                "new_created": now,
+                "new_updated": now,
+                "new_owner": self._owner,
+                "new_lease_until": now + lease_seconds,
+            }
+        )
 
         def read(made: Rows, found: Rows) -> Reserved | Existing | Conflict:
             if made:
@@ -201,9 +205,8 @@ class Ledger:
             same = row.request_digest == request_digest and row.authorization == authorization
             return Existing(row) if same else Conflict(row)
 
-        step = (self._statements.reserve, self._statements.reserve.bind({f"new_{k}": v for k, v in values.items()}))
         otherwise = (self._statements.find, authorization.key)
-        call = Call((step,), read, otherwise=otherwise, order=authorization.nonce)
+        call = Call(((statement, params),), read, otherwise=otherwise, order=authorization.nonce)
         return await self._lanes["quick"].submit(call)
 
     async def renew(self, row: Row, *, now: int, lease_seconds: int) -> Moved | Stale:
@@ -331,7 +334,25 @@ class Ledger:
         """Keep a receipt. A receipt never changes: a second one under the same id is ignored."""
         statement = self._statements.put_receipt
         step = (statement, statement.bind(_receipt_values(receipt, now)))
-        await self._lanes["quick"].submit(Call((step,), _number))
+        await self._lanes["quick"].submit(Call((step,), number_of))
+
+    async def bind_identifier(
+        self, payer: str, identifier: str, request_digest: str, key: PaymentKey, now: int
+    ) -> bool:
+        """See `service.payment.identifier.Identifiers`."""
+        network, asset, _, nonce = key
+        purchase = {"request_digest": request_digest, "network": network, "asset": asset, "nonce": nonce}
+        params = {
+            f"new_{name}": value
+            for name, value in {"payer": payer, "identifier": identifier, **purchase, "created": now}.items()
+        }
+
+        def read(bound: Rows, found: Rows) -> bool:
+            return bool(bound) or [tuple(row) for row in found] == [tuple(purchase[name] for name in PURCHASE)]
+
+        bind, find = self._statements.bind_identifier, self._statements.identifier
+        call = Call(((bind, bind.bind(params)),), read, otherwise=(find, find.bind(params)), order=nonce)
+        return await self._lanes["quick"].submit(call)
 
     async def receipt(self, identifier: str) -> str | None:
         """The JSON of the receipt with this receipt id, or of the newest one with this chat id."""
@@ -344,34 +365,7 @@ class Ledger:
 
     async def prune(self, *, now: int) -> Pruned:
         """Remove what is more than the retention allows, a little at a time, between payments."""
-        keep, statements = self._retention, self._statements
-        surplus = (statements.first_surplus_receipt, (keep.max_receipts,))
-        last: int = await self._lanes["scan"].submit(Call((surplus,), lambda rows, _: rows[0][0] if rows else 0))
-        aged = {"given_before": now - keep.receipt_max_age_seconds, "given_last": last, "given_limit": PRUNED_AT_ONCE}
-        receipts = await self._repeat((statements.drop_receipts, statements.drop_receipts.bind(aged)))
-        old = {"given_before": now - keep.payment_max_age_seconds, "given_limit": PRUNED_AT_ONCE}
-        payments = await self._repeat((statements.drop_payments, statements.drop_payments.bind(old)))
-
-        def beyond(stored: Rows, _: Rows) -> list[int]:
-            total, dropped = 0, []
-            for id_, size in stored:
-                total += size
-                if total > keep.max_answer_bytes:
-                    dropped.append(id_)
-            return dropped
-
-        answers = 0
-        for id_ in await self._lanes["scan"].submit(Call(((statements.stored_answers, ()),), beyond)):
-            step = (statements.drop_answer, statements.drop_answer.bind({"given_id": id_}))
-            answers += await self._lanes["quick"].submit(Call((step,), _number))
-        return Pruned(receipts, payments, answers)
-
-    async def _repeat(self, step: Step) -> int:
-        """Make a step that removes a part, until nothing is left; the number of rows removed."""
-        total = 0
-        while removed := await self._lanes["quick"].submit(Call((step,), _number)):
-            total += removed
-        return total
+        return await prune(self._lanes, self._statements, self._retention, now=now)
 
     def _mine(self, lease_until: int) -> dict[str, Any]:
         return {"owner": self._owner, "lease_until": lease_until, "reason": None, "transaction_hash": None}
@@ -392,8 +386,8 @@ class Ledger:
         durable: bool = False,
     ) -> Moved | Stale:
         authorization = row.authorization
-        params = {f"new_{name}": value for name, value in values.items()}
-        params |= {
+        params = {
+            **{f"new_{name}": value for name, value in values.items()},
             "new_state": to.value,
             "new_updated": now,
             "given_id": row.id,
@@ -417,7 +411,7 @@ class Ledger:
         def read(moved: Rows, found: Rows) -> Moved | Stale:
             if not moved:
                 return Stale(row_from(found[0]) if found else None)
-            now_there = dict(zip(MOVED, moved[0], strict=True))
+            receipt_id, transaction, reason, owner, lease_until = moved[0]
             return Moved(
                 Row(
                     id=row.id,
@@ -426,11 +420,11 @@ class Ledger:
                     request_digest=row.request_digest,
                     authorization=authorization,
                     result=values.get("result", row.result),
-                    receipt_id=now_there["receipt_id"],
-                    transaction=now_there["transaction_hash"],
-                    reason=now_there["reason"],
-                    owner=now_there["owner"],
-                    lease_until=now_there["lease_until"],
+                    receipt_id=receipt_id,
+                    transaction=transaction,
+                    reason=reason,
+                    owner=owner,
+                    lease_until=lease_until,
                     reclaimed=values.get("reclaimed", row.reclaimed),
                     created=row.created,
                     updated=now,
@@ -463,18 +457,15 @@ def _parsed(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg") if backend == "postgresql" else parsed
 
 
-def _prepare(url: URL) -> None:
-    if url.get_backend_name() == "sqlite":
-        prepare_file(url)
+def _prepare(url: URL) -> Path | None:
+    """A database of this version; the file that it is in, if it is."""
+    file = prepare_file(url) if url.get_backend_name() == "sqlite" else None
     migrate(url)
+    return file
 
 
 def _row_or_none(found: Rows, _: Rows) -> Row | None:
     return row_from(found[0]) if found else None
-
-
-def _number(found: Rows, _: Rows) -> int:
-    return len(found)
 
 
 def _unfinished(found: Rows, _: Rows) -> Unfinished:

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import errors
 from sqlalchemy import URL
 
-from service.payment.ledger_lanes import Call, CallRefusedError, Lane, Rows, Step
+from service.payment.ledger_lanes import Call, CallRefusedError, Lane, Rows, Step, ThreadLane
 from service.payment.ledger_schema import LedgerUnavailableError
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
@@ -29,9 +29,9 @@ WRITERS: Final = 2
 class PostgresSession:
     """One connection.
 
-    A lost connection, and a transaction that the server gave up in favour of another, are tried once more: every
-    statement names the state that it leaves, so what did happen the first time is not done twice. Its caller then learns
-    that the row has moved, and may do nothing.
+    After a lost connection, and where the server gave a transaction up in favour of another, it is tried once more:
+    every statement names the state that it leaves, so what did happen the first time is not done twice. Its caller then
+    learns that the row has moved, and may do nothing.
 
     Args:
         arguments: of `psycopg.connect`, without options.
@@ -138,8 +138,8 @@ def postgres_lanes(url: URL) -> dict[str, Lane]:
         return [PostgresSession(arguments, durable=durable) for _ in range(number)]
 
     return {
-        "quick": Lane("writer", sessions(WRITERS)),
-        "durable": Lane("settler", sessions(WRITERS, durable=True)),
-        "read": Lane("reader", sessions(1)),
-        "scan": Lane("scanner", sessions(1)),
+        "quick": ThreadLane("writer", sessions(WRITERS)),
+        "durable": ThreadLane("settler", sessions(WRITERS, durable=True)),
+        "read": ThreadLane("reader", sessions(1)),
+        "scan": ThreadLane("scanner", sessions(1)),
     }

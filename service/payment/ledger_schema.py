@@ -129,3 +129,17 @@ receipts: Final = Table(
     Index("receipts_by_age", "created"),
     sqlite_autoincrement=True,  # ids are never used again, so a larger one is always newer
 )
+
+purchases: Final = Table(
+    "purchases",
+    metadata,
+    Column("payer", String(64), primary_key=True),
+    Column("identifier", String(128), primary_key=True),
+    Column("request_digest", Text, nullable=False),
+    Column("network", String(64), nullable=False),
+    Column("asset", String(64), nullable=False),
+    Column("nonce", String(66), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Index("purchases_by_age", "created"),
+)
+"""Names that buyers have given to their purchases (`service.payment.identifier`)."""

@@ -21,13 +21,14 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    tuple_,
     union_all,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from service.payment.ledger_schema import FINISHED, UNFINISHED, State, among, payments, receipts
+from service.payment.ledger_schema import FINISHED, UNFINISHED, State, among, payments, purchases, receipts
 
 LEGACY_LEASE_SECONDS: Final = 900
 """How long after its last change a row without a lease, made by a version that had none, counts as being worked on."""
@@ -52,8 +53,11 @@ ROW: Final = (
 )
 """What is read of a payment, in this order."""
 
+PURCHASE: Final = ("request_digest", "network", "asset", "nonce")
+"""What the name of a purchase stands for."""
+
 MOVED: Final = ("receipt_id", "transaction_hash", "reason", "owner", "lease_until")
-"""What a transition returns: whatever its caller's copy of the row could have wrong."""
+"""What a transition returns, in this order: whatever its caller's copy of the row could have wrong."""
 
 _ONE: Final[ColumnElement[int]] = literal_column("1")
 
@@ -180,6 +184,22 @@ class Statements:
             .where(receipts.c.id.in_(aged.limit(_given("limit", receipts.c.id))))
             .returning(receipts.c.id)
         )
+        self.bind_identifier = self._made(self._bind_identifier())
+        self.identifier = self._made(
+            select(*(purchases.c[name] for name in PURCHASE)).where(
+                purchases.c.payer == _new(purchases, "payer"), purchases.c.identifier == _new(purchases, "identifier")
+            )
+        )
+        named = select(purchases.c.payer, purchases.c.identifier).where(
+            purchases.c.created <= _given("before", purchases.c.created)
+        )
+        self.drop_identifiers = self._made(
+            delete(purchases)
+            .where(
+                tuple_(purchases.c.payer, purchases.c.identifier).in_(named.limit(_given("limit", purchases.c.created)))
+            )
+            .returning(purchases.c.created)
+        )
         self.move = cache(self._move)
 
     def _move(self, columns: tuple[str, ...], guard: str | None) -> Statement:
@@ -217,6 +237,20 @@ class Statements:
             },
             where=payments.c.state == _words(State.RELEASED),
         ).returning(payments.c.id, payments.c.reservation)
+
+    def _bind_identifier(self) -> Any:
+        names = ("payer", "identifier", *PURCHASE, "created")
+        values = {name: _new(purchases, name) for name in names}
+        bound = self._insert(purchases).values(**values)
+        # A name that stands for a payment that bought nothing, and never will, is free.
+        keys = (payments.c[name] == purchases.c[name] for name in KEY_COLUMNS)
+        ended = payments.c.state.in_([_words(State.RELEASED), _words(State.REJECTED)])
+        lives = select(_ONE).where(*keys, ~ended).correlate(purchases).exists()
+        return bound.on_conflict_do_update(
+            index_elements=["payer", "identifier"],
+            set_={name: bound.excluded[name] for name in (*PURCHASE, "created")},
+            where=~lives,
+        ).returning(purchases.c.created)
 
     def _put_receipt(self) -> Any:
         values = {name: _new(receipts, name) for name in ("receipt_id", "chat_id", "receipt", "created")}

@@ -1,138 +1,42 @@
-"""The facilitator in our own process: the official SDK's `exact` scheme, with our operator key paying the gas.
+"""The facilitator in our own process: it verifies, and our operator account pays the gas of settling.
 
-The SDK's code blocks, so it runs in threads. Its answers are not precise enough to act on: a node that times out after
-it was given a transaction, a node that cannot be reached and a transfer that reverts can all come out as
-`transaction_failed`, and an unreachable node as an invalid signature. `_Signer` therefore notes what really happened
-on the way (`_Trace`), and whenever that leaves a doubt the chain is asked what became of the nonce.
+Signatures of keys are checked here, everything else by simulating the transfer on a node. Settlements go through a
+queue that puts many into one transaction. What another process does with the operator's key is found out and repaired,
+but costs time: give every process its own key.
 """
 
 import asyncio
-import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
-import requests
-from requests.adapters import HTTPAdapter
-from web3 import HTTPProvider
-from web3.exceptions import BadFunctionCallOutput, ContractLogicError
-from x402 import x402FacilitatorSync
-from x402.mechanisms.evm.constants import ERR_INSUFFICIENT_BALANCE, ERR_NONCE_ALREADY_USED, ERR_VALID_BEFORE_EXPIRED
-from x402.mechanisms.evm.exact.facilitator import ExactEvmScheme, ExactEvmSchemeConfig
-from x402.mechanisms.evm.signers import FacilitatorWeb3Signer
-from x402.mechanisms.evm.types import TransactionReceipt
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
 
 from service.payment.authorization import Authorization
-from service.payment.chain import ChainError, ChainReader
+from service.payment.chain import ChainReader
+from service.payment.checks import KEY_GAS, Finding, Prepared, Simulator, prepare, window_problem
+from service.payment.coalesce import Coalescer
+from service.payment.evm_rpc import MAX_BATCH_ITEMS, ChainError, Node, hex_data
 from service.payment.facilitator import (
     FacilitatorUnavailableError,
     Invalid,
     Outcome,
     Rejected,
-    Settled,
     SettleResult,
-    Unavailable,
     Unknown,
-    Unused,
-    Used,
     Verified,
     VerifyResult,
-    Void,
 )
-from service.payment.reasons import DEFINITE, message_for
+from service.payment.fees import DEFAULT_MAX_FEE
+from service.payment.multicall import MULTICALL3
+from service.payment.sender import NotSentError, Pace, Sender
+from service.payment.settler import Pipeline, Settler
 from service.pricing import Asset
 
-T = TypeVar("T")
-
-SETTLE_THREADS: Final = 16
-"""Settlements that may wait for their block at the same time; each holds a thread."""
-
-VERIFY_THREADS: Final = 4
-"""Verifications at the same time; apart from the settlements, which would keep them waiting for blocks."""
-
 MIN_OPERATOR_WEI: Final = 10**14
-"""Balance below which the operator is not ready: a few settlements at 1 gwei."""
-
-
-@dataclass(slots=True)
-class _Trace:
-    """What one call of the SDK did on the chain."""
-
-    failure: Exception | None = None
-    """A question that the node did not answer."""
-    sent: bool = False
-    """A transaction may have been given to the node."""
-    receipt: TransactionReceipt | None = None
-    """The transaction is in a block."""
-
-
-class _Signer(FacilitatorWeb3Signer):
-    """The SDK's signer, with requests that end in time, one nonce per transaction, and a trace per thread."""
-
-    def __init__(self, key: str, rpc_url: str, session: requests.Session, *, confirm: float, timeout: float) -> None:
-        super().__init__(key, rpc_url, confirmation_timeout_seconds=confirm)
-        # No retries: the SDK's default would repeat every failed request five times, waiting in between.
-        self._w3.provider = HTTPProvider(
-            rpc_url, request_kwargs={"timeout": timeout}, session=session, exception_retry_configuration=None
-        )
-        self._traces = threading.local()
-        self.sending = threading.Lock()
-        """Held by whoever sends from this account."""
-
-    def ask_nonce_anew(self) -> None:
-        """Have the node say which nonce is next. Only for whoever holds `sending`."""
-        self._next_nonce = None
-
-    def start_trace(self) -> _Trace:
-        """Begin a new trace for the calling thread."""
-        self._traces.current = _Trace()
-        return self._trace
-
-    @property
-    def _trace(self) -> _Trace:
-        trace: _Trace = self._traces.current
-        return trace
-
-    def read_contract(self, address: str, abi: list[dict[str, Any]], function_name: str, *args: Any) -> Any:
-        try:
-            return super().read_contract(address, abi, function_name, *args)
-        except (ContractLogicError, BadFunctionCallOutput):
-            raise  # the chain's own answer
-        except Exception as error:
-            self._trace.failure = error
-            raise
-
-    def get_code(self, address: str) -> bytes:
-        try:
-            return super().get_code(address)
-        except Exception as error:
-            self._trace.failure = error
-            raise
-
-    def write_contract(
-        self, address: str, abi: list[dict[str, Any]], function_name: str, *args: Any, data_suffix: str | None = None
-    ) -> str:
-        # The SDK takes a nonce before it asks for the gas price and sends; a failure in between would leave a gap that
-        # holds up every later transaction. So: one at a time, and after a failure the node is asked anew.
-        with self.sending:
-            self._trace.sent = True
-            try:
-                return super().write_contract(address, abi, function_name, *args, data_suffix=data_suffix)
-            except Exception:
-                self.ask_nonce_anew()
-                raise
-
-    def wait_for_transaction_receipt(self, tx_hash: str) -> TransactionReceipt:
-        self._trace.sent = True  # also when the SDK only waits for what an earlier call has sent
-        try:
-            self._trace.receipt = super().wait_for_transaction_receipt(tx_hash)
-        except Exception:
-            with self.sending:
-                self.ask_nonce_anew()  # the node may have dropped it
-            raise
-        return self._trace.receipt
+"""Balance below which the operator is not ready, however cheap gas is: a few settlements at 1 gwei."""
 
 
 class LocalFacilitator:
@@ -144,6 +48,11 @@ class LocalFacilitator:
         assets: the tokens on offer; all on the same network.
         confirmation_timeout_seconds: how long a settlement waits for its block before it is `Unknown`.
         rpc_timeout_seconds: for one request to the node.
+        depth: blocks that a transfer must be in, its own included, before it is `Settled`.
+        max_fee_wei: for one unit of gas; nothing is sent while gas costs more.
+        max_head_age_seconds: how old the node's latest block may be; None where blocks are made on demand only.
+        factories: contracts that may deploy a payer's wallet before its transfer (ERC-6492); nobody else's are called.
+        clock: unix seconds.
 
     Raises:
         ValueError: no assets, assets on different networks, or a key that is none.
@@ -157,86 +66,93 @@ class LocalFacilitator:
         assets: Sequence[Asset],
         confirmation_timeout_seconds: float = 60.0,
         rpc_timeout_seconds: float = 10.0,
-        settle_threads: int = SETTLE_THREADS,
+        depth: int = 1,
+        max_fee_wei: int = DEFAULT_MAX_FEE,
+        max_head_age_seconds: int | None = None,
         min_operator_wei: int = MIN_OPERATOR_WEI,
+        factories: Sequence[str] = (),
+        pipeline: Pipeline | None = None,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         networks = {asset.network for asset in assets}
         if len(networks) != 1:
             raise ValueError(f"a local facilitator serves the assets of exactly one network, not of {len(networks)}")
-        self._assets = tuple(assets)
+        self.network = networks.pop()
+        self.assets = tuple(assets)
+        self._account = _account(operator_key)
+        self._timeout = confirmation_timeout_seconds
         self._min_operator_wei = min_operator_wei
-        self._session = _session(settle_threads + VERIFY_THREADS)
-        try:
-            self._signer = _Signer(
-                operator_key,
-                rpc_url,
-                self._session,
-                confirm=confirmation_timeout_seconds,
-                timeout=rpc_timeout_seconds,
-            )
-        except Exception:
-            # The library's message may quote the key.
-            raise ValueError("the operator key is not a private key (0x and 64 hex digits)") from None
-        network = networks.pop()
-        # Simulating again before sending costs one call and saves the gas of transfers that stopped being possible
-        # while the answer was made. No factory is listed, so undeployed (ERC-6492) wallets are refused.
-        scheme = ExactEvmScheme(self._signer, ExactEvmSchemeConfig(simulate_in_settle=True))
-        self._sdk = x402FacilitatorSync()
-        self._sdk.register([network], scheme)
-        self._chain = ChainReader(rpc_url, network, timeout_seconds=rpc_timeout_seconds)
-        self._settling = ThreadPoolExecutor(settle_threads, thread_name_prefix="settle")
-        self._verifying = ThreadPoolExecutor(VERIFY_THREADS, thread_name_prefix="verify")
+        self._factories = frozenset(factory.lower() for factory in factories)
+        self._clock = clock
+        self._node = Node(rpc_url, timeout_seconds=rpc_timeout_seconds)
+        self._chain = ChainReader(
+            rpc_url,
+            self.network,
+            depth=depth,
+            max_head_age_seconds=max_head_age_seconds,
+            clock=clock,
+            node=self._node,
+        )
+        self._simulator = Simulator(self._node, self.operator, clock)
+        self._checks: Coalescer[Prepared, Finding] = Coalescer(self._simulator.check, limit=MAX_BATCH_ITEMS)
+        self._sender = Sender(
+            self._node, self._account, assets[0].chain_id, depth=depth, max_fee=max_fee_wei, pace=pace or Pace()
+        )
+        self._settler = Settler(self._node, self._sender, self._simulator, self._chain, pipeline=pipeline or Pipeline())
+        self._chain_good = False
 
     @property
     def operator(self) -> str:
         """The operator's address, checksummed."""
-        return self._signer.address
+        return str(self._account.address)
+
+    @property
+    def busy(self) -> bool:
+        """Whether so many settlements are waiting that no further one is taken."""
+        return self._settler.full
+
+    async def batches(self) -> bool:
+        """Whether many payments share a transaction; false on a chain without Multicall3.
+
+        Raises:
+            FacilitatorUnavailableError: the chain could not be asked.
+        """
+        try:
+            await self._check_chain()
+        except ChainError as error:
+            raise _unavailable(error) from error
+        return self._settler.batches
 
     async def verify(self, authorization: Authorization) -> VerifyResult:
         """See `Facilitator.verify`."""
-
-        def call() -> tuple[Any, _Trace]:
-            trace = self._signer.start_trace()
-            return self._sdk.verify(authorization.payload, authorization.requirements), trace
-
+        payment = prepare(authorization, self.assets, self._factories)
+        if isinstance(payment, Invalid):
+            return payment
+        outside = window_problem(authorization, self._clock())
+        if outside is not None:
+            return outside
         try:
-            response, trace = await self._in(self._verifying, call)
-        except Exception as error:
-            raise FacilitatorUnavailableError(
-                f"the payment could not be checked on the chain ({type(error).__name__})"
-            ) from error
-        if response.is_valid:
+            await self._check_chain()
+            finding = await self._checks.ask(payment)
+        except ChainError as error:
+            raise _unavailable(error) from error
+        if finding is None:
             return Verified(authorization.payer)
-        if trace.failure is not None:
-            kind = type(trace.failure).__name__
-            raise FacilitatorUnavailableError(f"the payment could not be checked on the chain ({kind})")
-        reason = str(response.invalid_reason)
-        if reason not in DEFINITE:
-            reason = await self._diagnose(authorization, reason)
-        return Invalid(reason, message_for(reason))
+        if isinstance(finding, ChainError):
+            raise _unavailable(finding)
+        return Invalid(finding.reason, finding.message)
 
     async def settle(self, authorization: Authorization) -> SettleResult:
         """See `Facilitator.settle`."""
-        trace = _Trace()
-
-        def call() -> Any:
-            nonlocal trace
-            trace = self._signer.start_trace()
-            return self._sdk.settle(authorization.payload, authorization.requirements)
-
+        payment = prepare(authorization, self.assets, self._factories)
+        if isinstance(payment, Invalid):
+            return Rejected(payment.reason, payment.message)
         try:
-            response = await self._in(self._settling, call)
-        except Exception as error:
-            return Unknown(f"settlement failed unexpectedly ({type(error).__name__})")
-        transaction = response.transaction or None
-        if response.success and trace.receipt is not None:
-            return Settled(response.transaction, authorization.payer, trace.receipt.block_number)
-        if trace.sent and trace.receipt is None:
-            return Unknown("the transaction was handed to the chain, but is not seen in a block yet", transaction)
-        if trace.failure is not None:
-            return Unknown(f"the chain could not be asked ({type(trace.failure).__name__})", transaction)
-        # Refused before sending, or mined and reverted: a no, unless the nonce tells another story.
-        return await self._refused(authorization, str(response.error_reason), transaction)
+            await self._check_chain()
+        except ChainError as error:
+            return Unknown(f"the chain could not be asked: {error}")
+        return await self._settler.settle(payment, self._timeout)
 
     async def outcome(self, authorization: Authorization) -> Outcome:
         """See `Facilitator.outcome`."""
@@ -245,74 +161,58 @@ class LocalFacilitator:
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
         """While open, nothing is sent from the operator's account, so that somebody else can; settlements wait."""
-        sending = self._signer.sending
-        acquired = asyncio.get_running_loop().run_in_executor(None, sending.acquire)
-        try:
-            await asyncio.shield(acquired)
-        except asyncio.CancelledError:
-            acquired.add_done_callback(lambda _: sending.release())  # the thread gets it all the same
-            raise
-        try:
+        async with self._sender.exclusive():
             yield
-        finally:
-            self._signer.ask_nonce_anew()
-            sending.release()
 
     async def ready(self) -> list[str]:
-        """See `Facilitator.ready`."""
-        found = await self._chain.problems(self._assets)
-        try:
-            balance = await self._chain.native_balance(self.operator)
-        except ChainError as error:
-            # When the chain is out of reach, that is said already.
-            return found or [f"the operator's gas balance cannot be read: {error}"]
-        if balance < self._min_operator_wei:
-            found.append(
-                f"the operator {self.operator} has {balance} wei for gas; it needs at least {self._min_operator_wei}"
-            )
-        return found
+        """See `Facilitator.ready`. Two requests to the node."""
+        found, poor = await asyncio.gather(self._chain.problems(self.assets), self._operator_problems())
+        # When the chain is out of reach, that is said already.
+        return found or poor
 
     async def close(self) -> None:
-        """Wait for settlements that are running, then release threads and connections."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._settling.shutdown)
-        await loop.run_in_executor(None, self._verifying.shutdown)
-        self._session.close()
-        await self._chain.close()
+        """Wait for settlements that somebody waits for, then stop everything and release connections."""
+        await self._settler.close()
+        await self._sender.close()
+        await self._checks.close()
+        await self._node.close()
 
-    async def _refused(self, authorization: Authorization, reason: str, transaction: str | None) -> SettleResult:
-        match await self._chain.outcome(authorization):
-            case Used(used_in, block):
-                # Anybody may execute an authorization. Whoever did, it paid us, and it was for this answer.
-                return Settled(used_in, authorization.payer, block)
-            case Void(why):
-                return Rejected(ERR_NONCE_ALREADY_USED, why)
-            case Unavailable(why):
-                return Unknown(why, transaction)
-            case Unused(chain_time):
-                if reason == ERR_VALID_BEFORE_EXPIRED and chain_time < authorization.valid_before:
-                    # The SDK stops some seconds early; an attempt made before could still go through.
-                    return Unknown("the authorization is about to expire", transaction)
-        reason = await self._diagnose(authorization, reason) if reason not in DEFINITE else reason
-        return Rejected(reason, message_for(reason))
-
-    async def _diagnose(self, authorization: Authorization, reason: str) -> str:
-        """A better word than "the transfer failed", if the chain has one."""
-        if isinstance(await self._chain.outcome(authorization), Used | Void):
-            return ERR_NONCE_ALREADY_USED
+    async def _operator_problems(self) -> list[str]:
+        marks = self._sender.marks()
         try:
-            balance = await self._chain.token_balance(authorization.asset, authorization.payer)
-        except ChainError:
-            return reason
-        return ERR_INSUFFICIENT_BALANCE if balance < authorization.amount else reason
+            snapshot = self._sender.read(marks, await self._node.batch(self._sender.questions()))
+            price = self._sender.price(snapshot)
+        except (ChainError, NotSentError) as error:
+            return [f"the operator's gas money cannot be judged: {error}"]
+        needed = max(self._min_operator_wei, KEY_GAS * price)
+        if snapshot.balance >= needed:
+            return []
+        return [f"the operator {self.operator} has {snapshot.balance} wei for gas; it needs at least {needed}"]
 
-    async def _in(self, executor: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
+    async def _check_chain(self) -> None:
+        """Once: the tokens are what the terms say, the node is on the right chain, and has Multicall3 or not.
+
+        Raises:
+            ChainError: they are not, or it is not, or it cannot be known.
+        """
+        if self._chain_good:
+            return
+        found = await self._chain.problems(self.assets)
+        if found:
+            raise ChainError("; ".join(found))
+        code = hex_data(await self._node.call("eth_getCode", MULTICALL3, "latest"))
+        self._settler.batches = code != b""
+        self._chain_good = True
 
 
-def _session(connections: int) -> requests.Session:
-    """One pool of connections for all threads; web3's default keeps a session per thread and cannot be closed."""
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=connections))
-    return session
+def _account(key: str) -> LocalAccount:
+    try:
+        account: LocalAccount = Account.from_key(key)
+    except Exception:
+        # The library's message may quote the key.
+        raise ValueError("the operator key is not a private key (0x and 64 hex digits)") from None
+    return account
+
+
+def _unavailable(error: ChainError) -> FacilitatorUnavailableError:
+    return FacilitatorUnavailableError(f"the payment could not be checked on the chain: {error}")

@@ -22,6 +22,9 @@ from x402.mechanisms.evm.constants import (
     ERR_VALID_BEFORE_EXPIRED,
 )
 
+INVALID_REQUIREMENTS: Final = "invalid_payment_requirements"
+"""A code of the specification that the SDK has no name for."""
+
 MESSAGES: Final = {
     ERR_ASSET_NOT_DEPLOYED_CONTRACT: "there is no token contract at the asset's address",
     ERR_AUTHORIZATION_VALUE_MISMATCH: "the authorized amount is not the price",
@@ -43,6 +46,7 @@ MESSAGES: Final = {
     "insufficient_funds": "the payer's balance is smaller than the price",
     "invalid_exact_evm_payload_authorization_value": "the authorized amount is not the price",
     "invalid_exact_evm_payload_signature_address": "the signature is not the payer's",
+    INVALID_REQUIREMENTS: "the terms are not ones that are settled here, such as another token",
     "invalid_network": "the payment is for a network that is not supported",
     "invalid_payload": "the payment is malformed",
     "invalid_scheme": "the payment scheme is not supported",

@@ -1,20 +1,19 @@
 """Bringing payments to an end that a stopped process, a facilitator or a chain left in the middle.
 
-What to do with a row depends on its state, on whether it has an answer, and on what the chain says, and on nothing else;
-`decide` is that table:
+What to do with a row depends on its state, on whether it has an answer, and on what the chain says, and on nothing
+else; `decide` is that table:
 
-| state             | answer | the chain says       | then                                                               |
-|-------------------|--------|----------------------|--------------------------------------------------------------------|
-| RESERVED          | none   | (not asked)          | RELEASED: whoever worked on it is gone, and nothing was sent        |
-| RESERVED, once    | none   | (not asked)          | UNKNOWN: an earlier transaction may be on its way; then as below    |
-|   reclaimed       |        |                      |                                                                    |
-| SERVED            | stored | (not asked)          | settle; one that ran out comes back REJECTED and was never charged  |
-| SETTLING, UNKNOWN | either | executed             | SETTLED, with the transaction; an answer that is not there is owed  |
-|                   | either | spent otherwise      | REJECTED                                                           |
-|                   | stored | unspent, still valid | back to SERVED, then settle again                                  |
-|                   | none   | unspent, still valid | UNKNOWN: when its buyer comes, the answer is made (`reclaim`)       |
-|                   | either | unspent, run out     | REJECTED: no transaction can execute it any more                   |
-|                   | either | nothing conclusive   | UNKNOWN, for the next time                                         |
+| state               | answer | the chain says       | then                                                         |
+|---------------------|--------|----------------------|--------------------------------------------------------------|
+| RESERVED            | none   | (not asked)          | RELEASED: who worked on it is gone, and nothing was sent     |
+| RESERVED, reclaimed | none   | (not asked)          | UNKNOWN: a transaction may be on its way; then as such       |
+| SERVED              | stored | (not asked)          | settle; one that ran out is REJECTED and was never charged   |
+| SETTLING, UNKNOWN   | either | executed             | SETTLED, with the transaction; a missing answer is owed      |
+|                     | either | spent otherwise      | REJECTED                                                     |
+|                     | stored | unspent, still valid | back to SERVED, then settle again                            |
+|                     | none   | unspent, still valid | UNKNOWN: answered when its buyer comes (`reclaim`)           |
+|                     | either | unspent, run out     | REJECTED: no transaction can execute it any more             |
+|                     | either | nothing conclusive   | UNKNOWN, for the next time                                   |
 
 Settling again while an earlier transaction may still be waiting is safe: the token executes a nonce once, so of two
 transactions one reverts, and the facilitator then finds the payment made.
@@ -25,8 +24,8 @@ block is replaced. Our clock may be wrong, and a waiting transaction cares only 
 The answer of a row that is settled here after a restart cannot be decrypted any more; it is owed to whoever sends the
 same payment again.
 
-Rows that a replica works on are left alone until their lease is over. Each row is then taken over before anything is done
-about it, so that of several replicas that look at the same time one acts.
+Rows that a replica works on are left alone until their lease is over. Each row is then taken over before anything is
+done about it, so that of several replicas that look at the same time one acts.
 """
 
 import asyncio

@@ -3,13 +3,13 @@
 What a stranger's server says is taken for what it proves. A refusal counts as definite only with an error code that
 excludes a transfer; a success counts as it is, unless an RPC endpoint is configured: then the chain has the last word.
 
-Several URLs stand in for each other, in their order. A verification moves nothing and goes on to the next one whenever
-there is no usable answer. A settlement goes on only while nothing has been sent: no connection, or a circuit that is
-open. From the moment a facilitator may have it, it goes to no other, although that would not charge twice (the token
-executes a nonce once): the second one's honest "insufficient funds" or "nonce already used" may be the effect of the
-first one's transfer, so no refusal could be believed any more, and a buyer who had paid would be told that he had not.
-The chain is asked instead. When it says unspent, the payment is `Unknown`; whoever presents it again has it settled
-again, by then through a facilitator that answers.
+Several URLs stand in for each other, in their order. A verification moves nothing: it goes on to the next one whenever
+there is no usable answer, and is repeated. A settlement goes on, and is repeated, only while nothing has been sent: no
+connection, or a circuit that is open. From the moment a facilitator may have it, it goes to no other, although that
+would not charge twice (the token executes a nonce once): the second one's honest "insufficient funds" or "nonce already
+used" may be the effect of the first one's transfer, so no refusal could be believed any more, and a buyer who had paid
+would be told that he had not. The chain is asked instead. When it says unspent, the payment is `Unknown`; whoever
+presents it again has it settled again, by then through a facilitator that answers.
 Source: x402 v2 specification, "Facilitator interface"; EIP-3009.
 """
 
@@ -47,7 +47,10 @@ CONFIRM_INTERVAL_SECONDS: Final = 0.5
 """Pause between two looks at the chain for a transfer that the facilitator has reported."""
 
 VERIFY_SECONDS: Final = 15.0
-"""Longest wait for one verification: it asks a node and needs no block."""
+"""Longest wait for a verification by whomever: it asks a node and needs no block."""
+
+UNSENT_PAUSE_SECONDS: Final = 0.5
+"""Pause before a settlement that could be sent to nobody is tried once more."""
 
 MAX_REASON: Final = 100
 """Characters of a stranger's error code that are repeated."""
@@ -100,10 +103,15 @@ class RemoteFacilitator:
         self._chain = None if rpc_url is None else ChainReader(rpc_url, self._network, depth=settlement_depth)
 
     async def verify(self, authorization: Authorization) -> VerifyResult:
-        """See `Facilitator.verify`."""
-        body, seconds = authorization.facilitator_request, min(self._timeout, VERIFY_SECONDS)
+        """See `Facilitator.verify`. Each facilitator is asked at most twice, all of them within one deadline."""
+        body, count = authorization.facilitator_request, len(self._endpoints)
+        deadline = self._clock() + min(self._timeout, VERIFY_SECONDS)
         problem: NoAnswerError | None = None
-        for endpoint in self._endpoints:
+        for index, endpoint in enumerate((*self._endpoints, *self._endpoints)):
+            # In the first round nobody uses up the time of those who come after.
+            seconds = (deadline - self._clock()) / max(1, count - index)
+            if seconds <= 0:
+                break
             try:
                 return _verified(await endpoint.ask("POST", "/verify", body, timeout_seconds=seconds), authorization)
             except NoAnswerError as error:
@@ -113,15 +121,17 @@ class RemoteFacilitator:
     async def settle(self, authorization: Authorization) -> SettleResult:
         """See `Facilitator.settle`."""
         body, why = authorization.facilitator_request, ""
-        for endpoint in self._endpoints:
-            try:
-                answer = await endpoint.ask("POST", "/settle", body, timeout_seconds=self._timeout)
-                return await self._settled(answer, authorization)
-            except NoAnswerError as error:
-                if error.sent:
-                    why = f"the facilitator did not say whether it settled: {error}"
-                    break
-                why = f"the facilitator cannot be reached: {error}"
+        for pause in (0.0, UNSENT_PAUSE_SECONDS):
+            await asyncio.sleep(pause)
+            for endpoint in self._endpoints:
+                try:
+                    answer = await endpoint.ask("POST", "/settle", body, timeout_seconds=self._timeout)
+                    return await self._settled(answer, authorization)
+                except NoAnswerError as error:
+                    if error.sent:
+                        reason = f"the facilitator did not say whether it settled: {error}"
+                        return await self._in_doubt(authorization, reason)
+                    why = f"the facilitator cannot be reached: {error}"
         return await self._in_doubt(authorization, why)
 
     async def outcome(self, authorization: Authorization) -> Outcome:
@@ -189,9 +199,15 @@ class RemoteFacilitator:
         outcome = await self.outcome(authorization)
         if (final := _final(outcome, authorization)) is not None:
             return final
-        if reason in DEFINITE and transaction is None:
+        if reason in DEFINITE and transaction is None and not await self._is_on_its_way(authorization):
             return Rejected(reason, message_for(reason))
         return Unknown(f"the facilitator could not settle ({reason[:MAX_REASON]})", transaction)
+
+    async def _is_on_its_way(self, authorization: Authorization) -> bool:
+        """Whether the transfer is in a block that does not count yet: of an attempt before this one."""
+        if self._chain is None:
+            return False
+        return not isinstance(await self._chain.outcome(authorization, depth=1), Unused)
 
     async def _in_doubt(self, authorization: Authorization, why: str, transaction: str | None = None) -> SettleResult:
         """What the chain knows; when that is nothing yet, nobody does."""

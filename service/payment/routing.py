@@ -28,6 +28,11 @@ class Router:
     def __init__(self, facilitators: Mapping[str, Facilitator]) -> None:
         self._by_network = {network.lower(): facilitator for network, facilitator in facilitators.items()}
 
+    @property
+    def all(self) -> tuple[Facilitator, ...]:
+        """Every facilitator, one for each network."""
+        return tuple(self._by_network.values())
+
     def on(self, network: str) -> Facilitator | None:
         """The facilitator of a network, if payments are taken there."""
         return self._by_network.get(network.lower())

@@ -71,7 +71,7 @@ async def facilitator(request: pytest.FixtureRequest, chain: LocalChain) -> Asyn
         if request.param == "local":
             opened = local(chain)
         else:
-            url = stack.enter_context(serving(working(lambda: local(chain), asset_of(chain).network)))
+            url = stack.enter_context(serving(working(local(chain)))) + "/facilitator"
             rpc = None if request.param == "remote-without-rpc" else chain.rpc
             opened = RemoteFacilitator(url=url, assets=[asset_of(chain)], rpc_url=rpc)
         yield opened
@@ -199,11 +199,13 @@ async def test_a_nonce_spent_on_somebody_else_is_a_definite_no(
     assert paid_out(chain) == 0
 
 
-async def test_many_settlements_at_once_get_a_transaction_each(facilitator: Facilitator, chain: LocalChain) -> None:
+async def test_many_settlements_at_once_are_paid_once_each_in_few_transactions(
+    facilitator: Facilitator, chain: LocalChain
+) -> None:
     payments = [payment(chain) for _ in range(20)]
     settled = await asyncio.gather(*(facilitator.settle(one) for one in payments))
     assert all(isinstance(one, Settled) for one in settled), settled
-    assert len({one.transaction for one in settled if isinstance(one, Settled)}) == 20
+    assert len({one.transaction for one in settled if isinstance(one, Settled)}) < 10
     assert paid_out(chain) == 20 * PRICE
 
 
@@ -224,9 +226,9 @@ async def doomed(
         if request.param == "local":
             opened = local(chain, confirmation_timeout_seconds=1.5)
         else:
-            inner = working(lambda: local(chain, confirmation_timeout_seconds=1.5), asset_of(chain).network)
+            inner = working(local(chain, confirmation_timeout_seconds=1.5))
             rpc = None if request.param == "remote-without-rpc" else chain.rpc
-            url = stack.enter_context(serving(inner))
+            url = stack.enter_context(serving(inner)) + "/facilitator"
             opened = RemoteFacilitator(url=url, assets=[asset_of(chain)], rpc_url=rpc, confirmation_timeout_seconds=0.5)
         yield opened, node, chain
         await opened.close()

@@ -13,7 +13,7 @@ from eth_account import Account
 from service.localchain.deploy import Deployer, LocalChain
 from service.payment.authorization import Authorization
 from service.payment.breaker import FAILURES, OPEN_SECONDS
-from service.payment.facilitator import FacilitatorUnavailableError, Invalid, Settled, Unknown, Verified
+from service.payment.facilitator import FacilitatorUnavailableError, Invalid, Rejected, Settled, Unknown, Verified
 from service.payment.local import LocalFacilitator
 from service.payment.remote import RemoteFacilitator
 from service.pricing import Asset
@@ -83,12 +83,12 @@ UNUSABLE = [http(YES, status="500 x"), http(b"{}"), http(b"garbage"), b"", http(
 Question = Callable[[RemoteFacilitator], Awaitable[Any]]
 
 
-def verify(facilitator: RemoteFacilitator) -> Awaitable[Any]:
-    return facilitator.verify(authorize())
+async def verify(facilitator: RemoteFacilitator) -> Any:
+    return await facilitator.verify(authorize())
 
 
-def settle(facilitator: RemoteFacilitator) -> Awaitable[Any]:
-    return facilitator.settle(authorize())
+async def settle(facilitator: RemoteFacilitator) -> Any:
+    return await facilitator.settle(authorize())
 
 
 async def test_the_first_facilitator_is_asked_and_no_other() -> None:
@@ -166,13 +166,41 @@ async def test_who_fails_again_and_again_is_left_alone_and_then_tried_with_one_r
         assert len(first.requests) == FAILURES + 4, "it works again and is asked first again"
 
 
+async def test_a_verification_that_met_a_closing_connection_is_repeated_and_a_settlement_is_not() -> None:
+    wire = Wire([http(YES)], first=[])
+    async with asking(wire) as facilitator:
+        assert isinstance(await verify(facilitator), Verified)
+    assert len(wire.requests) == 2
+    wire = Wire([http(YES)], first=[])
+    async with asking(wire) as facilitator:
+        assert isinstance(await settle(facilitator), Unknown)
+    assert len(wire.requests) == 1
+
+
+async def test_a_settlement_that_could_be_sent_to_nobody_is_tried_once_more() -> None:
+    wire = Wire([http(YES)])
+    async with listening(wire) as (url,):
+        port = int(url.rpartition(":")[2])
+    facilitator = RemoteFacilitator(url=url, assets=[TOKEN], timeout_seconds=2)
+    settling = asyncio.create_task(settle(facilitator))
+    await asyncio.sleep(0.1)
+    server = await asyncio.start_server(wire, "127.0.0.1", port)
+    assert isinstance(await settling, Settled)
+    assert len(wire.requests) == 1
+    await facilitator.close()
+    server.close()
+
+
 async def test_with_every_circuit_open_the_sentence_says_why() -> None:
-    async with asking(Wire([http(YES, status="503 x")])) as facilitator:
-        for _ in range(FAILURES):
+    wire = Wire([http(YES, status="503 x")])
+    async with asking(wire) as facilitator:
+        for _ in range(FAILURES // 2):
             with pytest.raises(FacilitatorUnavailableError, match="status 503"):
                 await verify(facilitator)
-        with pytest.raises(FacilitatorUnavailableError, match="failed several times in a row"):
-            await verify(facilitator)
+        for _ in range(2):
+            with pytest.raises(FacilitatorUnavailableError, match="failed several times in a row"):
+                await verify(facilitator)
+    assert len(wire.requests) == FAILURES
 
 
 async def test_a_credential_goes_to_its_facilitator_only_and_is_never_shown(caplog: pytest.LogCaptureFixture) -> None:
@@ -211,15 +239,30 @@ async def test_a_settlement_that_happened_and_was_denied_is_found_on_the_chain(c
             assert found.transaction == settled.transaction
 
 
+async def test_a_refusal_is_no_proof_while_an_earlier_attempt_is_on_its_way_into_the_depth(chain: LocalChain) -> None:
+    asset, authorization = paying(chain)
+    own = LocalFacilitator(rpc_url=chain.rpc, operator_key=chain.operator_key, assets=[asset])
+    assert isinstance(await own.settle(authorization), Settled)
+    await own.close()
+    denial = json.dumps({"success": False, "errorReason": "insufficient_funds", "transaction": ""}).encode()
+    options = {"assets": [asset], "rpc_url": chain.rpc, "settlement_depth": 3}
+    async with asking(Wire([http(denial)]), **options) as facilitator:
+        assert isinstance(await facilitator.settle(authorization), Unknown)
+        _, other = paying(chain)
+        assert isinstance(await facilitator.settle(other), Rejected), "that one never was on its way"
+
+
 async def test_a_transfer_counts_when_it_is_as_deep_as_the_settings_say(chain: LocalChain) -> None:
     asset, authorization = paying(chain)
     node = Deployer(chain.rpc, Account.from_key(chain.owner_key))
-    inner = working(
-        lambda: LocalFacilitator(rpc_url=chain.rpc, operator_key=chain.operator_key, assets=[asset]), asset.network
-    )
+    inner = working(LocalFacilitator(rpc_url=chain.rpc, operator_key=chain.operator_key, assets=[asset]))
     with serving(inner) as url:
         facilitator = RemoteFacilitator(
-            url=url, assets=[asset], rpc_url=chain.rpc, settlement_depth=3, confirmation_timeout_seconds=0.0
+            url=f"{url}/facilitator",
+            assets=[asset],
+            rpc_url=chain.rpc,
+            settlement_depth=3,
+            confirmation_timeout_seconds=0.0,
         )
         assert isinstance(await facilitator.settle(authorization), Unknown), "one block is not three"
         node.anvil("evm_mine")

@@ -25,8 +25,19 @@ from service.payment.ledger import (
     State,
 )
 from service.payment.ledger_statements import LEGACY_LEASE_SECONDS
-from tests.ledgers import LEASE, OTHER_REQUEST, OWNER, REQUEST, TRANSACTION, in_state, moved, reclaimed, reserved
-from tests.payments import authorize
+from tests.ledgers import (
+    LEASE,
+    OTHER_REQUEST,
+    OWNER,
+    REQUEST,
+    TRANSACTION,
+    in_state,
+    moved,
+    reclaimed,
+    reserved,
+    traceback_of,
+)
+from tests.payments import authorize, offer
 
 UNFINISHED = (State.RESERVED, State.SERVED, State.SETTLING, State.UNKNOWN)
 FINISHED = (State.SETTLED, State.REJECTED, State.RELEASED)
@@ -99,13 +110,14 @@ async def test_what_a_transition_returns_is_what_is_stored(ledger: Ledger, state
     assert await ledger.find(row.authorization.key) == row
 
 
-async def test_whatever_a_payload_holds_is_stored_as_it_is(ledger: Ledger) -> None:
+async def test_whatever_a_payment_holds_is_stored_as_it_is(ledger: Ledger) -> None:
     odd = {"note": "\x00 ü 漢 \U0001f4b0 %s :x ?", "big": 2**200, "deep": [[[{}]]]}
-    authorization = authorize()
-    authorization = replace(authorization, payload=authorization.payload.model_copy(update={"extensions": odd}))
+    terms = offer()
+    authorization = authorize(terms.model_copy(update={"extra": {**terms.extra, **odd}}))
     row = await reserved(ledger, authorization)
     found = await ledger.find(row.authorization.key)
     assert found is not None
+    assert found.authorization.requirements == authorization.requirements
     assert found.authorization.payload == authorization.payload
 
 
@@ -446,7 +458,7 @@ async def test_unfinished_payments_come_oldest_first_and_page_by_page(
 
 async def test_a_damaged_row_is_named_and_hides_no_other(ledger: Ledger, past: Past) -> None:
     damaged, sound = await reserved(ledger), await reserved(ledger)
-    past(f"UPDATE payments SET payment = '{{}}' WHERE id = {damaged.id}")
+    past("UPDATE payments SET payment = '{}' WHERE id = (SELECT min(id) FROM payments)")
     page = await ledger.unfinished(owner=OWNER, now=0)
     assert page.rows == (sound,)
     assert [f"row {damaged.id} " in sentence for sentence in page.damaged] == [True]
@@ -485,7 +497,7 @@ async def test_no_receipt_is_kept_for_a_settlement_that_was_not_recorded(ledger:
     row = await in_state(ledger, State.SETTLING)
     steps: dict[State, Awaitable[Any]] = {
         State.REJECTED: ledger.rejected(row, reason="no", now=103),
-        State.UNKNOWN: ledger.unknown(row, reason="?", now=103),
+        State.UNKNOWN: ledger.unknown(row, reason="?", now=103, transaction=TRANSACTION),
         State.SETTLED: ledger.settled(row, transaction="0x" + "dd" * 32, now=103),
     }
     await moved(steps.pop(state))
@@ -539,7 +551,7 @@ async def test_pruning_removes_what_is_old_and_finished_and_nothing_else(ledger:
 async def test_more_than_one_transaction_removes_is_removed(
     ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.payment.ledger.PRUNED_AT_ONCE", 2)
+    monkeypatch.setattr("service.payment.ledger_prune.AT_ONCE", 2)
     for _ in range(7):
         await in_state(ledger, State.RELEASED)
     assert (await pruned(url, 1_000, payment_max_age_seconds=1)).payments == 7
@@ -577,7 +589,50 @@ async def test_an_error_of_the_database_shows_no_signature_and_ends_when_its_rea
     ):
         with pytest.raises(LedgerUnavailableError) as failure:
             await step
-        assert authorization.signature[2:] not in str(failure.getrepr(chain=True))
+        assert authorization.signature[2:] not in traceback_of(failure.value)
     past("ALTER TABLE elsewhere RENAME TO payments")
     assert isinstance(await ledger.reserve(authorization, REQUEST, 1, lease_seconds=LEASE), Reserved)
     assert isinstance(await ledger.start_settlement(row, now=102), Moved)
+
+
+# Names of purchases
+
+
+async def test_a_name_stands_for_one_purchase_of_one_payer(ledger: Ledger) -> None:
+    row = await reserved(ledger)
+    paid = row.authorization
+    for _ in range(2):
+        assert await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, paid.key, 100)
+    other = (await reserved(ledger)).authorization
+    assert not await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, other.key, 100)
+    assert not await ledger.bind_identifier(paid.payer, "purchase-0000001", OTHER_REQUEST, paid.key, 100)
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000002", REQUEST, other.key, 100)
+    assert await ledger.bind_identifier("0x" + "99" * 20, "purchase-0000001", REQUEST, other.key, 100)
+
+
+@pytest.mark.parametrize("ended", [State.RELEASED, State.REJECTED])
+async def test_a_name_is_free_again_when_its_payment_bought_nothing(ledger: Ledger, ended: State) -> None:
+    row = await in_state(ledger, ended)
+    paid = row.authorization
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, paid.key, 100)
+    other = (await reserved(ledger)).authorization
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000001", OTHER_REQUEST, other.key, 101)
+    assert not await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, paid.key, 102)
+
+
+async def test_of_many_that_give_one_name_to_different_purchases_one_gets_it(ledger: Ledger) -> None:
+    rows = [await reserved(ledger) for _ in range(16)]
+    payer = rows[0].authorization.payer
+    bound = await asyncio.gather(
+        *(ledger.bind_identifier(payer, "purchase-0000001", REQUEST, row.authorization.key, 100) for row in rows)
+    )
+    assert bound.count(True) == 1
+
+
+async def test_old_names_are_forgotten_with_their_payments(ledger: Ledger) -> None:
+    row = await in_state(ledger, State.SETTLED)
+    paid = row.authorization
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000001", REQUEST, paid.key, 103)
+    await ledger.prune(now=103 + Retention().payment_max_age_seconds)
+    other = (await reserved(ledger)).authorization
+    assert await ledger.bind_identifier(paid.payer, "purchase-0000001", OTHER_REQUEST, other.key, 104)

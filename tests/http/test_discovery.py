@@ -15,6 +15,7 @@ from x402.extensions.bazaar.types import parse_discovery_extension
 from x402.extensions.payment_identifier import validate_payment_identifier
 
 from attestation import pricing
+from attestation.digest import digest
 from attestation.pricing import request_digest
 from service.http.summarize import SummarizeRequest
 from service.payment.terms import DISCOVERY
@@ -67,7 +68,9 @@ async def test_the_price_names_the_request_and_the_tokens_that_it_was_computed_f
         for body in (request_body(), request_body(max_words=400), distinct_body("longer")):
             response = await shop.caller.ask(body)
             document = response.json()
-            basis = pricing.basis_of(document, request=request_digest(endpoint=SUMMARIZE, method="POST", body=body))
+            basis = pricing.basis_of(
+                document, request=request_digest(endpoint=SUMMARIZE, method="POST", body_hash=digest(body))
+            )
             assert basis is not None
             manifest: dict[str, Any] = dict(shop.service.manifest)
             for accept in document["accepts"]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestation.digest import digest
 from attestation.errors import EvidenceError, MalformedError
 from attestation.money import MAX_UINT256, format_amount, parse_amount
 from attestation.pricing import (
@@ -108,6 +109,7 @@ TIERED = PriceRule("0.10", tiers=(InputTier(100, "0.01"), InputTier(1000, "0.05"
 
 def test_tiers_price_by_input_size_and_the_base_price_covers_the_rest() -> None:
     assert [TIERED.base(n) for n in (0, 100, 101, 1000, 1001)] == ["0.01", "0.01", "0.05", "0.05", "0.10"]
+    assert parse_rule(TIERED.to_json(), "rule") == TIERED
     assert TIERED.to_json() == {
         "per_call": "0.10",
         "tiers": [{"up_to_tokens": 100, "price": "0.01"}, {"up_to_tokens": 1000, "price": "0.05"}],
@@ -184,7 +186,7 @@ def test_a_base_price_that_an_asset_cannot_express_is_refused_before_anything_is
 # What a buyer checks
 
 ENDPOINT = "/v1/summarize"
-REQUEST = request_digest(endpoint=ENDPOINT, method="POST", body=b"{}")
+REQUEST = request_digest(endpoint=ENDPOINT, method="POST", body_hash=digest(b"{}"))
 SOLD = {"scheme": "exact", "network": "eip155:84532", "asset": "0x1", "payTo": "0x2"}
 BY_TOKEN = PriceRule("0.001", per_1k_input_tokens="0.0005", per_1k_output_tokens="0.002")
 BASIS = PriceBasis(BY_TOKEN, REQUEST, 1_000, 1_000)
@@ -229,9 +231,9 @@ def test_a_price_by_another_rule_or_for_another_payee_is_not_the_builds() -> Non
 
 def test_a_price_is_that_of_exactly_this_request() -> None:
     for other in (
-        request_digest(endpoint=ENDPOINT, method="POST", body=b"{} "),
-        request_digest(endpoint=ENDPOINT, method="PUT", body=b"{}"),
-        request_digest(endpoint="/v1/other", method="POST", body=b"{}"),
+        request_digest(endpoint=ENDPOINT, method="POST", body_hash=digest(b"{} ")),
+        request_digest(endpoint=ENDPOINT, method="PUT", body_hash=digest(b"{}")),
+        request_digest(endpoint="/v1/other", method="POST", body_hash=digest(b"{}")),
     ):
         with pytest.raises(EvidenceError, match="asked was"):
             basis_of(terms(), request=other)

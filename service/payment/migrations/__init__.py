@@ -1,11 +1,11 @@
 """The ledger's tables, version by version, and how a database is brought to the newest one.
 
 A migration only ever adds: columns that may be empty, tables, indexes, wider checks. So a replica of the version before
-keeps running while others are upgraded under it. What it started no longer does: a program refuses a ledger that is newer
-than itself.
+keeps running while the ledger is upgraded under it. It cannot be started again: a program refuses a ledger that is
+newer than itself.
 
-The whole upgrade is one transaction under a lock (an advisory lock on PostgreSQL, the write lock of SQLite), so replicas
-that start together upgrade once, and a process that is killed meanwhile leaves the database as it was.
+The whole upgrade is one transaction under a lock (an advisory lock on PostgreSQL, the write lock of SQLite), so
+replicas that start together upgrade once, and a process that is killed meanwhile leaves the database as it was.
 """
 
 from pathlib import Path
@@ -28,6 +28,9 @@ from service.payment.ledger_schema import (
 _LOCK: Final = 0x746F6C6C7365616C
 """Of the upgrade, among PostgreSQL's advisory locks: "tollseal" in ASCII."""
 
+LOCK_TIMEOUT_SECONDS: Final = 30
+"""How long an upgrade waits for another one, or for transactions on the tables that it changes."""
+
 _FIRST: Final = "0001"
 """The revision of a ledger that was made before migrations were kept."""
 
@@ -46,6 +49,7 @@ def migrate(url: URL) -> None:
     try:
         with engine.begin() as connection:
             if engine.dialect.name == "postgresql":
+                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             _upgrade(connection)
     except SQLAlchemyError as error:

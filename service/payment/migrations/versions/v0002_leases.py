@@ -1,4 +1,4 @@
-"""Who works on a payment and until when; settlement before the answer; smaller indexes.
+"""Who works on a payment and until when; settlement before the answer; names of purchases; smaller indexes.
 
 Expands only. A replica of version 1 that is still running leaves the new columns empty, and rows with an empty lease
 count as being worked on for a while after their last change (`LEGACY_LEASE_SECONDS`).
@@ -30,4 +30,15 @@ def upgrade() -> None:
         where = sa.text(f"state IN ({states})")
         op.create_index(name, "payments", columns, sqlite_where=where, postgresql_where=where)
     op.create_index("receipts_by_age", "receipts", ["created"])
+    op.create_table(
+        "purchases",
+        sa.Column("payer", sa.String(64), primary_key=True),
+        sa.Column("identifier", sa.String(128), primary_key=True),
+        sa.Column("request_digest", sa.Text, nullable=False),
+        sa.Column("network", sa.String(64), nullable=False),
+        sa.Column("asset", sa.String(64), nullable=False),
+        sa.Column("nonce", sa.String(66), nullable=False),
+        sa.Column("created", sa.BigInteger, nullable=False),
+    )
+    op.create_index("purchases_by_age", "purchases", ["created"])
     op.execute("UPDATE tollseal_schema SET version = 2")
