@@ -1,7 +1,8 @@
 """The bundle: everything a stranger needs to check one paid answer, in one JSON file.
 
 It holds the four HTTP exchanges of a purchase with their signatures (report, manifest, terms, answer) and the signed
-artifacts that came out of them. Nothing in it is trusted: every byte is covered by a check of `attestation.verifier`.
+artifacts that came out of them; for a streamed answer also the exchange that brought its receipt. Nothing in it is
+trusted: every byte is covered by a check of `attestation.verifier`.
 The shape is published in docs/formats.md.
 """
 
@@ -45,17 +46,21 @@ class Bundle:
     """The signed offer that was accepted."""
     payment_receipt: Mapping[str, Any]
     """The signed x402 receipt."""
+    receipt_exchange: Exchange | None = None
+    """``GET /v1/aci/receipts/<x-receipt-id>`` after the end of a streamed answer; None when it came in one piece."""
 
     def to_json(self) -> dict[str, Any]:
+        fetched = self.receipt_exchange
         return {
             "format": FORMAT,
-            "attestation": _exchange_json(self.attestation),
-            "manifest": _exchange_json(self.manifest),
-            "terms": _exchange_json(self.terms),
-            "answer": _exchange_json(self.answer),
+            "attestation": exchange_json(self.attestation),
+            "manifest": exchange_json(self.manifest),
+            "terms": exchange_json(self.terms),
+            "answer": exchange_json(self.answer),
             "receipt": self.receipt,
             "offer": self.offer,
             "x402_receipt": self.payment_receipt,
+            **({} if fetched is None else {"receipt_exchange": exchange_json(fetched)}),
         }
 
     def dumps(self) -> str:
@@ -81,9 +86,13 @@ def parse_bundle(data: bytes) -> Bundle:
         document,
         "bundle",
         {"format", "attestation", "manifest", "terms", "answer", "receipt", "offer", "x402_receipt"},
+        frozenset({"receipt_exchange"}),
     )
     if document["format"] != FORMAT:
         raise MalformedError("bundle.format", f"must be {FORMAT}")
+    fetched = None
+    if "receipt_exchange" in document:
+        fetched = _parse_exchange(document["receipt_exchange"], "bundle.receipt_exchange", paid=False)
     return Bundle(
         attestation=_parse_exchange(document["attestation"], "bundle.attestation", paid=False),
         manifest=_parse_exchange(document["manifest"], "bundle.manifest", paid=False),
@@ -92,10 +101,12 @@ def parse_bundle(data: bytes) -> Bundle:
         receipt=encoding.as_object(document["receipt"], "bundle.receipt"),
         offer=encoding.as_object(document["offer"], "bundle.offer"),
         payment_receipt=encoding.as_object(document["x402_receipt"], "bundle.x402_receipt"),
+        receipt_exchange=fetched,
     )
 
 
-def _exchange_json(exchange: Exchange) -> dict[str, Any]:
+def exchange_json(exchange: Exchange) -> dict[str, Any]:
+    """An exchange as bundles write it (docs/formats.md)."""
     return {
         "request": {
             "method": exchange.method,

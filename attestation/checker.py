@@ -5,7 +5,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import httpx
@@ -18,7 +18,7 @@ from attestation.encoding import as_object, parse_json
 from attestation.errors import ServiceError, TollsealError
 from attestation.http_signature import Exchange
 from attestation.keyset import parse_keyset
-from attestation.onchain import AgentReference, ChainView
+from attestation.onchain import AgentReference, AuthorizationOnChain, ChainView, Unreadable
 from attestation.policy import Policy
 from attestation.purchase import Payment
 from attestation.tls import peer_certificate, pinned_context, spki_sha256, unauthenticated_context
@@ -27,6 +27,8 @@ from attestation.verifier import NO_TLS, Verifier
 
 KEYSET_HEADER: Final = "x-aci-keyset-digest"
 """Names the keyset that a response is signed under (aci/1 section 5.2)."""
+ANSWER_SECONDS: Final = 60
+"""How long a service may be silent where the caller has named no time."""
 
 
 class ChainSource(Protocol):
@@ -35,6 +37,10 @@ class ChainSource(Protocol):
     async def view(
         self, agent: AgentReference, key_slot: str, payment: Payment | None = None, transaction: str | None = None
     ) -> ChainView: ...
+
+    async def authorization(
+        self, *, network: str, asset: str, payer: str, nonce: str
+    ) -> AuthorizationOnChain | Unreadable: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,15 @@ class Attested:
         return digest if isinstance(digest, str) else None
 
 
+Connect = Callable[[ssl.SSLContext], httpx.AsyncBaseTransport]
+
+
 def unix_now() -> int:
     return int(time.time())
+
+
+def _anywhere(context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
+    return httpx.AsyncHTTPTransport(verify=context)
 
 
 class ServiceChecker(AsyncCloseable):
@@ -70,6 +83,7 @@ class ServiceChecker(AsyncCloseable):
         policy: what is demanded of them.
         chain: reads the chain through a node of the relying party's own choice; None leaves those checks not verified.
         transport: carries all requests, and answers for the channel; by default connections are made and pinned here.
+        connect: makes a transport that judges certificates with a context; by default one that connects anywhere.
         clock: unix seconds.
     """
 
@@ -79,11 +93,13 @@ class ServiceChecker(AsyncCloseable):
         policy: Policy,
         chain: ChainSource | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        connect: Connect | None = None,
         clock: Callable[[], int] = unix_now,
     ) -> None:
         self._policy = policy
         self._chain = chain
         self._given = transport
+        self._connect = connect or _anywhere
         self._clock = clock
         self._opened: list[httpx.AsyncBaseTransport] = []
 
@@ -136,7 +152,7 @@ class ServiceChecker(AsyncCloseable):
         return seen, self._open(ssl.create_default_context())
 
     def _open(self, context: ssl.SSLContext) -> httpx.AsyncBaseTransport:
-        transport = httpx.AsyncHTTPTransport(verify=context)
+        transport = self._connect(context)
         self._opened.append(transport)
         return transport
 
@@ -167,28 +183,40 @@ class ServiceChecker(AsyncCloseable):
         Raises:
             httpx.TransportError: it could not be sent, or the answer broke off.
         """
-        # A signature covers the bytes on the wire, so nothing may compress them on the way.
-        request.headers["accept-encoding"] = "identity"
-        sent = await transport.handle_async_request(request)
+        head, sent = await self.begin(request, transport)
         try:
             if certificates is not None:
                 certificates.append(peer_certificate(sent))
-            body = await sent.aread()
+            return replace(head, body=await sent.aread())
         finally:
             await sent.aclose()
+
+    async def begin(
+        self, request: httpx.Request, transport: httpx.AsyncBaseTransport
+    ) -> tuple[Exchange, httpx.Response]:
+        """Send a request and read the head of its answer only; the caller reads the response's body and closes it.
+
+        Raises:
+            httpx.TransportError: it could not be sent, or was not answered.
+        """
+        # A signature covers the bytes on the wire, so nothing may compress them on the way.
+        request.headers["accept-encoding"] = "identity"
+        request.extensions.setdefault("timeout", httpx.Timeout(ANSWER_SECONDS).as_dict())
+        sent = await transport.handle_async_request(request)
         headers: dict[str, str] = {}
         for name, value in sent.headers.multi_items():
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         payment = request.headers.get(PAYMENT_HEADER)
-        return Exchange(
+        head = Exchange(
             method=request.method,
             url=str(request.url),
             status=sent.status_code,
             headers=headers,
-            body=body,
+            body=b"",
             request_headers={} if payment is None else {PAYMENT_HEADER: payment},
             request_body=request.content,
         )
+        return head, sent
 
     async def _get(
         self, url: httpx.URL, transport: httpx.AsyncBaseTransport, certificates: list[bytes | None]

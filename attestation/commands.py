@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -65,6 +66,12 @@ html_option = click.option(
     metavar="FILE",
     help="Also write a page that draws the chain of proof.",
 )
+
+
+def with_consent(policy: Policy | None, *, allow_simulated: bool) -> Policy:
+    """The policy of the file, or the default; the flag may only add the consent to simulated evidence."""
+    chosen = policy or Policy()
+    return replace(chosen, allow_simulated=chosen.allow_simulated or allow_simulated)
 
 
 def show_verdict(verdict: Verdict, *, as_json: bool, html: Path | None = None) -> None:

@@ -41,15 +41,15 @@ class DevStack:
         return cls(**document)
 
 
-def local_stack(url: str) -> DevStack | None:
-    """The running local stack that serves `url`, if one describes itself in this directory, above it, or in the
-    directory that holds the virtual environment."""
+def local_stack(url: str | None = None) -> DevStack | None:
+    """The running local stack, or the one that serves `url`, if one describes itself in this directory, above it, or in
+    the directory that holds the virtual environment."""
     here = Path.cwd()
     for directory in (here, *here.parents, Path(sys.prefix).parent):
         try:
             stack = DevStack.read(directory / FILE)
         except (TollsealError, OSError, TypeError):
             continue
-        if stack.url.rstrip("/") == url.rstrip("/"):
+        if url is None or stack.url.rstrip("/") == url.rstrip("/"):
             return stack
     return None

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import rfc8785
+from eth_utils.crypto import keccak
+
+from attestation.errors import MalformedError
 
 _PLAIN: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 
@@ -20,8 +23,11 @@ _CHUNK: Final = 1 << 20
 """Bytes read at a time from a file: large enough to be fast, small enough to show progress."""
 
 
-class CanonicalizationError(ValueError):
+class CanonicalizationError(MalformedError):
     """The value has no RFC 8785 form (a non-string key, NaN, an integer beyond 2**53, a lone surrogate)."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("document", f"has no canonical form (RFC 8785): {problem}")
 
 
 def sha256(data: bytes) -> bytes:
@@ -32,6 +38,11 @@ def sha256(data: bytes) -> bytes:
 def sha256_hex(data: bytes) -> str:
     """The SHA-256 of `data` as 64 lower-case hex characters."""
     return hashlib.sha256(data).hexdigest()
+
+
+def keccak256(data: bytes) -> bytes:
+    """The raw 32-byte Keccak-256 of `data`, which ERC-8004 uses for what a URI holds."""
+    return keccak(data)
 
 
 def digest(data: bytes) -> str:

@@ -6,6 +6,7 @@
      ├── EnclaveError              the attester cannot produce keys or evidence
      ├── ManifestError             a build manifest that cannot be computed, or differs from the pinned one
      ├── ServiceError              the service answered something a buyer must not accept
+     ├── SpendingError             the buyer's own limits, or the record of what was spent, forbid a payment
      └── RegistryError             the chain or a registry contract (attestation.registry.errors)
 
 Every error says what was wrong in words for a person; `diagnostics` adds what to do about it.
@@ -46,6 +47,10 @@ class EnclaveError(TollsealError):
 
 class ManifestError(TollsealError):
     """The build manifest cannot be computed, or differs from the pinned one."""
+
+
+class SpendingError(TollsealError):
+    """The buyer's own limits forbid a payment, or what was spent cannot be read or written."""
 
 
 class ServiceError(TollsealError):

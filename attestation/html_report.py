@@ -26,6 +26,9 @@ PAYMENT: Final = (
 )
 """The branch that hangs on the receipt."""
 
+CONTENT_SECURITY_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+"""Nothing is fetched and nothing runs, whatever a page's texts contain."""
+
 _CLASSES: Final = {Status.PASS: "pass", Status.FAIL: "fail", Status.NOT_VERIFIED: "open"}
 _RESULT_CLASSES: Final = {
     Result.VERIFIED: "pass",
@@ -59,22 +62,30 @@ def render(verdict: Verdict) -> str:
     chain = ' <span aria-hidden="true">&#8592;</span> '.join(_link(name, ids, by_id) for name, ids in LINKS)
     rows = "\n".join(_row(check) for check in verdict.checks)
     word = verdict.result.value
+    return page(
+        f"{word}: proof of an answer",
+        f"""<h1><b class="{_RESULT_CLASSES[verdict.result]}">{word}</b> {escape(MEANINGS[verdict.result])}</h1>
+<div class="chain">{chain}</div>
+<div class="branch">&#8627; {_link(*PAYMENT, by_id)}</div>
+<table>
+{rows}
+</table>""",
+    )
+
+
+def page(title: str, body: str) -> str:
+    """A whole page around `body`, which is HTML already; `title` is text."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{word}: proof of an answer</title>
+<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">
+<title>{escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<h1><b class="{_RESULT_CLASSES[verdict.result]}">{word}</b> {escape(MEANINGS[verdict.result])}</h1>
-<div class="chain">{chain}</div>
-<div class="branch">&#8627; {_link(*PAYMENT, by_id)}</div>
-<table>
-{rows}
-</table>
+{body}
 </body>
 </html>
 """

@@ -6,7 +6,7 @@ docs/formats.md; a verifier that does not know them ignores those entries (aci/1
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -55,11 +55,11 @@ class Keyset:
     """Unix seconds from which the keyset is no longer accepted."""
     receipt_signing_keys: tuple[PublicKey, ...]
     tls_spki_sha256: tuple[str, ...]
+    digest: str = field(init=False)
+    """``sha256:<hex>`` over the RFC 8785 form of the document (aci/1 section 3.1)."""
 
-    @property
-    def digest(self) -> str:
-        """``sha256:<hex>`` over the RFC 8785 form of the document (aci/1 section 3.1)."""
-        return jcs_digest(self.document)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", jcs_digest(self.document))
 
     def key(self, algo: str) -> PublicKey:
         """The only key with this algorithm.

@@ -17,6 +17,7 @@ SCHEMA: Final = "tollseal.manifest/1"
 PATH: Final = "/.well-known/tee-manifest.json"
 
 _FIELDS: Final = {"schema", "source", "image_digest", "model", "prompts", "payment", "tee"}
+_SOURCE_FIELDS: Final = {"commit", "lock_sha256", "files"}
 _IGNORED_DIRECTORIES: Final = frozenset({"__pycache__", "node_modules"})
 
 
@@ -73,7 +74,7 @@ def parse_manifest(value: Any) -> dict[str, Any]:
     """A manifest of this schema from its JSON document.
 
     Raises:
-        MalformedError: another schema, or a field is missing or unknown.
+        MalformedError: another schema, a field is missing or unknown, or the source names no file.
     """
     document = encoding.as_object(value, "manifest")
     encoding.only(document, "manifest", _FIELDS)
@@ -81,7 +82,25 @@ def parse_manifest(value: Any) -> dict[str, Any]:
         raise MalformedError("manifest.schema", f"must be {SCHEMA}")
     for name in ("source", "model", "prompts", "payment"):
         encoding.as_object(document[name], f"manifest.{name}")
+    _check_source(document["source"])
     return document
+
+
+def _check_source(source: dict[str, Any]) -> None:
+    """A manifest that names no file says nothing about what runs."""
+    where = "manifest.source"
+    encoding.only(source, where, _SOURCE_FIELDS)
+    encoding.text(source["commit"], f"{where}.commit", nullable=True)
+    if source["lock_sha256"] is not None:
+        encoding.hex_bytes(source["lock_sha256"], f"{where}.lock_sha256", size=32)
+    groups = encoding.as_object(source["files"], f"{where}.files")
+    if not groups:
+        raise MalformedError(f"{where}.files", "must name the files that the build is made of")
+    for group, files in groups.items():
+        if not encoding.as_object(files, f"{where}.files.{group}"):
+            raise MalformedError(f"{where}.files.{group}", "must name at least one file")
+        for path, sha256 in files.items():
+            encoding.hex_bytes(sha256, f"{where}.files.{path}", size=32)
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:

@@ -12,6 +12,10 @@ from attestation.errors import MalformedError
 _AGENT: Final = re.compile(r"eip155:([1-9][0-9]{0,18}):(0x[0-9a-f]{40}):(0|[1-9][0-9]{0,77})")
 
 
+REORG_MARGIN_SECONDS: Final = 60
+"""How far beyond an authorization's end the chain's time must be before it counts as unused for good."""
+
+
 @dataclass(frozen=True, slots=True)
 class AgentReference:
     """An ERC-8004 agent: ``eip155:<chain id>:<identity registry>:<agent id>``, the address in lower case."""
@@ -74,6 +78,19 @@ class PaymentOnChain:
     detail: str
     block_number: int | None = None
     """The block that it is in."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationOnChain:
+    """Whether a signed transfer authorization has been used up, by a transfer or by a cancellation (EIP-3009)."""
+
+    used: bool
+    at: int
+    """The chain's own time of which this holds, in unix seconds."""
+
+    def ended_unused(self, valid_before: int) -> bool:
+        """Whether it can no longer be executed and never was, also if the newest blocks are replaced."""
+        return not self.used and self.at >= valid_before + REORG_MARGIN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,16 +171,26 @@ def check_signer(value: Mapping[str, Any], primary_type: str, public_key: str) -
         EvidenceError: it was signed by another key, or changed afterwards.
         MalformedError: the signature is not 65 bytes of lower-case hex.
     """
+    signer = signer_of(value, primary_type)
+    expected = address_of(public_key)
+    if signer != expected:
+        raise EvidenceError(f"the {primary_type.lower()} was signed by {signer}, the attested key is {expected}")
+
+
+def signer_of(value: Mapping[str, Any], primary_type: str) -> str:
+    """The address that signed an offer ("Offer") or a receipt ("Receipt"): 0x and 40 lower-case hex characters.
+
+    Raises:
+        EvidenceError: nobody did.
+        MalformedError: the signature is not 65 bytes of lower-case hex.
+    """
     what = primary_type.lower()
     signature = encoding.prefixed_hex_bytes(value.get("signature"), f"{what}.signature", size=65)
     try:
         signed = _digest(primary_type, value["payload"])
     except MalformedError as error:
         raise EvidenceError(f"this is no {what}: {error}") from error
-    signer = recover(what, signed, signature)
-    expected = address_of(public_key)
-    if signer != expected:
-        raise EvidenceError(f"the {what} was signed by {signer}, the attested key is {expected}")
+    return recover(what, signed, signature)
 
 
 def authorization_signer(

@@ -6,11 +6,11 @@ of a bundle that anyone may have written.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from attestation import encoding, payment_proof
 from attestation.bundle import PAYMENT_HEADER
-from attestation.digest import jcs
+from attestation.digest import jcs, jcs_digest
 from attestation.errors import EvidenceError, MalformedError
 from attestation.http_signature import Exchange
 
@@ -47,6 +47,25 @@ class Payment:
     valid_before: int
     nonce: str
     signature: str
+
+
+class SignedTransfer(Protocol):
+    """An EIP-3009 transfer authorization with its signature; hex is in lower case."""
+
+    @property
+    def payer(self) -> str: ...
+    @property
+    def pay_to(self) -> str: ...
+    @property
+    def amount(self) -> int: ...
+    @property
+    def valid_after(self) -> int: ...
+    @property
+    def valid_before(self) -> int: ...
+    @property
+    def nonce(self) -> str: ...
+    @property
+    def signature(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +211,24 @@ def parse_settlement(exchange: Exchange) -> Settlement:
         network=encoding.text(document.get("network"), "settlement.network"),
         payer=encoding.exact_address(document.get("payer"), "settlement.payer"),
         receipt=encoding.as_object(_extension_info(document, "settlement").get("receipt"), "settlement.receipt"),
+    )
+
+
+def authorization_hash(transfer: SignedTransfer) -> str:
+    """``sha256:<hex>`` of a signed transfer authorization, by which a receipt names the one that was presented.
+
+    Over the RFC 8785 form of the EIP-3009 message and its signature as x402 writes them, hex in lower case.
+    """
+    return jcs_digest(
+        {
+            "from": transfer.payer,
+            "to": transfer.pay_to,
+            "value": str(transfer.amount),
+            "validAfter": str(transfer.valid_after),
+            "validBefore": str(transfer.valid_before),
+            "nonce": transfer.nonce,
+            "signature": transfer.signature.lower(),
+        }
     )
 
 

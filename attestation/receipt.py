@@ -16,6 +16,8 @@ from attestation.errors import EvidenceError, MalformedError
 from attestation.keyset import ALGO_RECEIPT, Keyset
 
 API_VERSION: Final = "aci/1"
+PATH: Final = "/v1/aci/receipts/"
+"""Where receipts are served, by their ids (aci/1 section 7.1)."""
 
 REQUEST_RECEIVED: Final = "request.received"
 AGENT_IDENTIFIED: Final = "agent.identified"

@@ -18,7 +18,7 @@ from attestation.keyset import ALGO_HTTP, ALGO_PAYMENT, parse_keyset, report_dat
 from attestation.onchain import AgentOnChain, AgentReference, Unreadable
 from attestation.pricing import basis_of, check_price, request_digest
 from attestation.purchase import Terms, check_offer, parse_terms
-from attestation.registry.records import KeyRecord, parse_key, parse_manifest
+from attestation.registry.records import KeyRecord, encode_key, parse_key, parse_manifest
 from attestation.transcript import Transcript
 
 NO_TLS: Final = "none"
@@ -138,20 +138,25 @@ class ServiceChecks(Transcript):
         slot = report.key_slot_of(exchange)
         if self._policy.owner not in (None, agent.owner):
             raise EvidenceError(f"the agent belongs to {agent.owner}, the policy accepts {self._policy.owner} only")
-        if not agent.keys or not agent.keys[0].value:
-            raise EvidenceError(f"the registry holds no {slot} for this agent")
         expected = KeyRecord(
             payment_key=payment_proof.address_of(keyset.key(ALGO_PAYMENT).public_key),
             keyset_digest=keyset.digest,
             expires_at=keyset.not_after,
         )
-        listed = [(record, parse_key(record.value)) for record in agent.keys if record.value]
-        found = next((record for record, key in listed if key == expected), None)
+        # A slot that was emptied or taken over later says nothing against a purchase from before: of such a one, the
+        # records of its block and later are all here. Of a service that is looked at now, only the present one is.
+        wanted = encode_key(expected)
+        found = next((record for record in agent.keys if record.value == wanted), None)
         if found is None:
-            raise EvidenceError(f"{slot} on chain is {_differences(expected, listed[0][1])}")
+            newest = next((record.value for record in agent.keys if record.value), None)
+            if newest is None:
+                raise EvidenceError(f"the registry holds no {slot} for this agent")
+            raise EvidenceError(f"{slot} on chain is {_differences(expected, parse_key(newest))}")
         if not found.by_owner:
             raise EvidenceError(f"the agent was sold after {slot} was written; its new owner has not confirmed the key")
-        return f"{slot} on chain is {expected.payment_key} (written in block {found.block_number})"
+        ended = agent.keys[0].block_number if agent.keys[0].value == b"" else None
+        later = "" if ended is None else f", emptied in block {ended}, after the payment"
+        return f"{slot} on chain is {expected.payment_key} (written in block {found.block_number}{later})"
 
     def _registry_manifest(self) -> str:
         agent = self._on_chain()
@@ -160,6 +165,8 @@ class ServiceChecks(Transcript):
         if served not in listed:
             said = ", ".join(listed) or "not set"
             raise EvidenceError(f"tee.manifest on chain is {said}, the service runs {served}")
+        if not listed[served].by_owner:
+            raise EvidenceError("the agent was sold after tee.manifest was written; its new owner has not confirmed it")
         return f"tee.manifest on chain is the build that is served (written in block {listed[served].block_number})"
 
     def _on_chain(self) -> AgentOnChain:

@@ -12,11 +12,18 @@ from attestation import receipt as receipts
 from attestation.bundle import Bundle, parse_bundle
 from attestation.digest import digest, jcs
 from attestation.errors import EvidenceError, MalformedError
+from attestation.event_stream import parse_stream
 from attestation.evidence.appraisal import NotVerified
-from attestation.http_signature import MAX_CLOCK_SKEW_SECONDS, Exchange, verify_response
+from attestation.http_signature import (
+    MAX_CLOCK_SKEW_SECONDS,
+    Exchange,
+    is_stream,
+    verify_response,
+    verify_stream_head,
+)
 from attestation.keyset import ALGO_HTTP, ALGO_PAYMENT
 from attestation.onchain import PaymentOnChain
-from attestation.purchase import Payment, check_echo, parse_payment, parse_settlement
+from attestation.purchase import Payment, authorization_hash, check_echo, parse_payment, parse_settlement
 from attestation.service_checks import NO_TLS, ServiceChecks, readable
 from attestation.verdict import Status, Verdict
 
@@ -85,7 +92,9 @@ class Verifier(ServiceChecks):
         reported_at = self._need(self._have.reported_at, "keyset.binding")
         if bundle.answer.status != 200:
             raise EvidenceError(f"the answer's status is {bundle.answer.status}, not 200")
-        made = verify_response(bundle.answer, keyset.key(ALGO_HTTP), now=self._now)
+        streamed = is_stream(bundle.answer.headers)
+        verify = verify_stream_head if streamed else verify_response
+        made = verify(bundle.answer, keyset.key(ALGO_HTTP), now=self._now)
         if bundle.answer.headers.get("x-aci-keyset-digest") != keyset.digest:
             raise EvidenceError("the answer names another keyset")
         age = made - reported_at
@@ -93,7 +102,8 @@ class Verifier(ServiceChecks):
             limit = self._policy.max_report_age_seconds
             raise EvidenceError(f"the answer came {age} s after the report, at most {limit} s are accepted")
         self._have.answered_at = made
-        return f"the whole response is signed by the attested http key, at {made}"
+        what = "the head of the stream, without its body," if streamed else "the whole response"
+        return f"{what} is signed by the attested http key, at {made}"
 
     def _receipt(self, bundle: Bundle) -> str:
         keyset = self._need(self._have.keyset, "keyset.binding")
@@ -108,8 +118,22 @@ class Verifier(ServiceChecks):
                 raise EvidenceError("the answer carries another receipt than the bundle")
         if bundle.answer.headers.get("x-receipt-id") != receipt.receipt_id:
             raise EvidenceError("the answer names another receipt")
+        if bundle.receipt_exchange is not None:
+            self._fetched(bundle.receipt_exchange, receipt)
         self._have.receipt = receipt
         return f"{receipt.receipt_id} by the attested receipt key"
+
+    def _fetched(self, exchange: Exchange, receipt: receipts.Receipt) -> None:
+        """The exchange that brought the receipt of a stream: signed, and nothing else in it."""
+        keyset = self._need(self._have.keyset, "keyset.binding")
+        if (exchange.method, exchange.status, exchange.request_body) != ("GET", 200, b""):
+            raise EvidenceError("the receipt's exchange is not a 200, asked for without a body")
+        parts = urlsplit(exchange.url)
+        if (parts.path, parts.query) != (receipts.PATH + receipt.receipt_id, ""):
+            raise EvidenceError(f"the receipt was fetched from {parts.path}, not under its own id")
+        verify_response(exchange, keyset.key(ALGO_HTTP), now=self._now)
+        if jcs(encoding.parse_json(exchange.body, "receipt_exchange")) != jcs(dict(receipt.document)):
+            raise EvidenceError("the receipt that was fetched is another one than the bundle's")
 
     def _receipt_request(self, bundle: Bundle) -> str:
         receipt = self._need(self._have.receipt, "receipt.signature")
@@ -130,8 +154,11 @@ class Verifier(ServiceChecks):
             raise EvidenceError("the receipt is for another response body")
         if event.get("complete") is not True:
             raise EvidenceError("the receipt says that the answer was not complete")
-        answer = encoding.as_object(encoding.parse_json(bundle.answer.body, "answer"), "answer")
-        if answer.get("id") != receipt.chat_id:
+        if is_stream(bundle.answer.headers):
+            answers = parse_stream(bundle.answer.body)
+        else:
+            answers = (encoding.as_object(encoding.parse_json(bundle.answer.body, "answer"), "answer"),)
+        if not answers or any(answer.get("id") != receipt.chat_id for answer in answers):
             raise EvidenceError("the receipt is for another answer id")
         return f"{len(bundle.answer.body)} bytes, {event['body_hash']}"
 
@@ -182,18 +209,40 @@ class Verifier(ServiceChecks):
                 raise EvidenceError(
                     f"the receipt's payment {name} is {settled.get(name)!r}, the payment's is {value!r}"
                 )
+        vouched = settled.get("authorization_hash")
+        if vouched is not None and vouched != authorization_hash(payment):
+            raise EvidenceError("the receipt names another signed authorization than the payment")
         if (offer.pay_to.lower(), offer.amount) != (payment.pay_to, str(payment.amount)):
             raise EvidenceError("the payment is not the one that the offer asks for")
         transaction = encoding.prefixed_hex_bytes(settled.get("transaction"), "payment.transaction", size=32)
         self._have.payment, self._have.transaction = payment, "0x" + transaction.hex()
-        return self._authorized(payment)
+        return self._authorized(payment, vouched=vouched is not None)
 
-    def _authorized(self, payment: Payment) -> str:
+    def _authorized(self, payment: Payment, *, vouched: bool) -> str:
+        """Who signed the payment. Contract wallets (EIP-1271) take signatures of any form, also of 65 bytes.
+
+        Where the receipt does not vouch for the signature, one of that size that is not the payer's was changed, and no
+        other can be told from a changed one.
+        """
         signature = encoding.prefixed_hex_bytes(payment.signature, "payment.signature")
-        if len(signature) != 65:
-            raise NotVerified("a contract wallet signed the payment; only the chain can say whether it may")
+        paid = f"{payment.amount} atomic units from {payment.payer}"
+        try:
+            signer = self._signer(payment, signature)
+            if signer == payment.payer:
+                return f"{paid}, signed by the payer for exactly these terms"
+            problem = f"the payment was signed by {signer}, not by its payer {payment.payer}"
+        except EvidenceError as error:
+            problem = str(error)
+        if not vouched and len(signature) == 65:
+            raise EvidenceError(problem)
+        found = self._chain.payment
+        if vouched and isinstance(found, PaymentOnChain) and found.confirmed:
+            return f"{paid}, not signed by a key of that address, and executed by the chain as a contract wallet's"
+        raise NotVerified(f"{problem}; only the chain can say whether the payer is a contract wallet that agreed")
+
+    def _signer(self, payment: Payment, signature: bytes) -> str:
         extra = encoding.as_object(payment.accepted.get("extra"), "payment.accepted.extra")
-        signer = payment_proof.authorization_signer(
+        return payment_proof.authorization_signer(
             network=payment.network,
             asset=payment.asset,
             token_name=encoding.text(extra.get("name"), "payment.accepted.extra.name"),
@@ -208,9 +257,6 @@ class Verifier(ServiceChecks):
             },
             signature=signature,
         )
-        if signer != payment.payer:
-            raise EvidenceError(f"the payment was signed by {signer}, not by its payer {payment.payer}")
-        return f"{payment.amount} atomic units from {payment.payer}, signed by the payer for exactly these terms"
 
     def _payment_receipt(self, bundle: Bundle) -> str:
         payment = self._need(self._have.payment, "receipt.payment")
@@ -237,12 +283,16 @@ class Verifier(ServiceChecks):
 
 
 def _one_service(bundle: Bundle) -> str:
-    """All four exchanges went to one place; the scheme is compared here because no signature covers it."""
-    exchanges = (bundle.attestation, bundle.manifest, bundle.terms, bundle.answer)
+    """All exchanges went to one place; the scheme is compared here because no signature covers it."""
+    exchanges = [bundle.attestation, bundle.manifest, bundle.terms, bundle.answer]
+    if bundle.receipt_exchange is not None:
+        exchanges.append(bundle.receipt_exchange)
     origins = {(urlsplit(exchange.url).scheme, urlsplit(exchange.url).netloc) for exchange in exchanges}
     if len(origins) != 1:
         raise MalformedError("bundle", "its exchanges went to different services")
     if bundle.terms.url != bundle.answer.url or bundle.terms.method != bundle.answer.method:
         raise MalformedError("bundle", "its terms and its answer are for different requests")
+    if is_stream(bundle.answer.headers) != (bundle.receipt_exchange is not None):
+        raise MalformedError("bundle.receipt_exchange", "must be there for a streamed answer, and only then")
     scheme, host = origins.pop()
-    return f"four exchanges with {scheme}://{host}"
+    return f"{len(exchanges)} exchanges with {scheme}://{host}"

@@ -18,6 +18,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +45,8 @@ from service.boot import registration_file, unix_now
 from service.build import compute_manifest
 from service.call import PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
-from service.http.summarize import SummarizeRequest, Summary, Usage
+from service.http.answers import Usage
+from service.http.summarize import SummarizeRequest, Summary
 from service.inference.admission import Admission
 from service.inference.summary import Summarizer, SummaryOptions
 from service.payment.ledger import Ledger
@@ -144,7 +146,7 @@ async def ours(facilitator_url: str, directory: Path) -> AsyncIterator[Service]:
                 clock=unix_now,
             ),
             manifest=manifest,
-            registration=registration_file(settings, _AGENT, hardware_attested=False),
+            registration=partial(registration_file, settings, hardware_attested=False),
             backend=backend,
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),

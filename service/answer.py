@@ -17,6 +17,7 @@ from attestation.encoding import b64, b64_bytes
 from attestation.errors import EnclaveError
 from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
 from attestation.pricing import request_digest
+from attestation.purchase import authorization_hash
 from attestation.receipt import (
     AGENT_IDENTIFIED,
     BUILD_IDENTIFIED,
@@ -279,7 +280,7 @@ def _context(row: Row) -> bytes:
 
 
 def _identified(request: Request, credentials: Credentials) -> tuple[Mapping[str, Any], ...]:
-    agent = credentials.identity.agent
+    agent = credentials.identity.registered_agent
     return (
         {"type": REQUEST_RECEIVED, "body_hash": request.body_hash},
         {"type": AGENT_IDENTIFIED, "agent_registry": agent.registry_id, "agent_id": agent.agent_id},
@@ -298,5 +299,6 @@ def _settled(paid: Paid) -> dict[str, Any]:
         "payer": authorization.payer,
         "amount": str(authorization.amount),
         "nonce": authorization.nonce,
+        "authorization_hash": authorization_hash(authorization),
         "transaction": paid.transaction,
     }

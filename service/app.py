@@ -10,9 +10,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from attestation.enclave import Enclave
+from attestation.onchain import AgentReference
 from service.call import PaidCalls
 from service.credentials import Identity, Keyholder
-from service.http import aci, facilitator, health, problems, summarize, well_known
+from service.http import aci, agent, chat, facilitator, health, problems, summarize, well_known
 from service.http.signing import SigningMiddleware
 from service.inference.admission import Admission
 from service.inference.backend import Backend
@@ -20,6 +21,7 @@ from service.inference.summary import Summarizer
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger
 from service.payment.local import LocalFacilitator
+from service.publication import AgentPublication
 from service.readiness import Readiness
 from service.rotation import Rotation
 from service.settings import Settings
@@ -47,8 +49,11 @@ class Service:
     enclave: Enclave
     keyholder: Keyholder
     rotation: Rotation
+    publication: AgentPublication | None = None
+    """None where no chain stands behind the service."""
     manifest: Mapping[str, Any]
-    registration: Mapping[str, Any]
+    registration: Callable[[AgentReference | None], Mapping[str, Any]]
+    """The registration file of an agent."""
     backend: Backend
     summarizer: Summarizer
     admission: Admission
@@ -78,8 +83,10 @@ def create_app(service: Service) -> ASGIApp:
         redirect_slashes=False,
     )
     app.state.service = service
+    app.state.explorer = agent.Explorer(service.settings, clock=service.clock)
     problems.install(app)
-    for resource in (summarize, aci, well_known, health):
+    offers = (summarize, chat) if service.settings.chat else (summarize,)
+    for resource in (*offers, aci, agent, well_known, health):
         app.include_router(resource.router)
     if service.served:
         app.include_router(facilitator.router_for(service.served))
@@ -87,7 +94,8 @@ def create_app(service: Service) -> ASGIApp:
         CORSMiddleware,
         allow_origins=["*"],
         allow_methods=["GET", "POST"],
-        allow_headers=["content-type", "payment-signature", "idempotency-key"],
+        # OpenAI's client in a browser names a dozen of its own; no request is trusted for its headers.
+        allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
     return SigningMiddleware(

@@ -1,13 +1,15 @@
-"""From settings to a service that may sell: keys, weights, manifest, agent, evidence, in that order.
+"""From settings to a service: weights, manifest, payments, ledger, keys, agent, in that order.
 
-Anything that is not as it must be ends the start with a sentence that says what and why. Nothing is sold by halves.
+Anything that is not as it must be ends the start with a sentence that says what and why. Nothing is sold by halves:
+what the chain says of the agent may take its time, and until it is right the service answers and sells nothing.
 """
 
 import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -16,23 +18,22 @@ from eth_account.signers.local import LocalAccount
 
 from attestation.enclave import Enclave, open_enclave
 from attestation.enclave.keyring import KeyRing
-from attestation.errors import EnclaveError, MalformedError, TollsealError
-from attestation.keyset import Keyset, build_keyset
+from attestation.errors import EnclaveError, TollsealError
+from attestation.keyset import build_keyset
 from attestation.manifest import check_pinned, manifest_digest
 from attestation.onchain import AgentReference
 from attestation.registry.erc8004 import IdentityReader
-from attestation.registry.publication import Desired, Publication, ensure_agent, publish, publish_key
-from attestation.registry.records import SECOND_SLOT, KeyRecord, key_name, parse_key
+from attestation.registry.records import key_name
 from attestation.registry.registration import AgentReference as RegistrationEntry
-from attestation.registry.registration import Description, build_registration
-from attestation.registry.registration import Service as RegistrationService
-from attestation.registry.writer import IdentityWriter
+from attestation.registry.registration import Description, build_registration, services_at
 from service.app import Service
 from service.build import compute_manifest
 from service.call import LEASE_SECONDS, PaidCalls
 from service.credentials import Credentials, Identity, Keyholder, expiry_margin
 from service.facilitators import open_facilitator
+from service.http import paths
 from service.inference.admission import Admission
+from service.inference.backend import Timeouts
 from service.inference.backends import BackendOptions, open_backend
 from service.inference.summary import Summarizer
 from service.inference.weights import Progress, silent
@@ -41,11 +42,11 @@ from service.payment.local import LocalFacilitator
 from service.payment.networks import is_mainnet_network
 from service.payment.reconcile import Reconciler
 from service.payment.routing import Router
+from service.publication import AgentPublication, Wanted
 from service.readiness import Readiness
-from service.rotation import PublishKey, Rotation, rotation_lead
+from service.rotation import Rotation, rotation_lead
 from service.settings import Settings
-
-REGISTRATION_PATH: Final = "/.well-known/agent-registration.json"
+from service.validation import ValidationRequests
 
 SETTLEMENT_SECONDS: Final = 60
 """What an authorization must leave for its settlement, on top of the time the answer may take."""
@@ -72,13 +73,16 @@ def unix_now() -> int:
 async def boot(
     settings: Settings,
     *,
+    wait_for_agent: bool = True,
     clock: Callable[[], int] = unix_now,
     report: Callable[[str], None] = _silent,
     progress: Progress = silent,
 ) -> AsyncIterator[Service]:
-    """A service that is ready to sell; on leaving, running calls are finished and everything is closed.
+    """A service that is ready to serve; on leaving, running calls are finished and everything is closed.
 
     Args:
+        wait_for_agent: return only when the agent is registered, and fail when a first try fails. Without, the service
+            serves meanwhile, sells nothing, and goes on trying.
         settings: the service's settings.
         clock: unix seconds.
         report: is told each step in a few words.
@@ -118,25 +122,33 @@ async def boot(
 
         keys = KeyRing.generate()
         stack.callback(keys.forget)
-        report("registering the agent")
         tls = _tls(settings, keys, now=clock())
-        tls_keys = () if tls is None else (tls[0],)
-        agent, keyset = await _register(settings, operator, keys, tls_keys, digest, now=clock())
-        report(f"agent {agent}")
-
-        reconciler = Reconciler(ledger, facilitator, clock, interval_seconds=settings.reconcile_seconds)
-        await reconciler.once(owner=settings.replica)
-        identity = Identity(keyset=keyset, manifest_digest=digest, agent=agent)
         lifetime = settings.keyset_lifetime_seconds
+        # Of no agent yet: which one it is, the chain will say.
+        keyset = build_keyset(
+            subject=None,
+            not_after=clock() + lifetime,
+            keys=keys.public_keys(),
+            tls_spki_sha256=() if tls is None else (tls[0],),
+        )
+        identity = Identity(keyset=keyset, manifest_digest=digest, agent=None)
         keyholder = Keyholder(
             Credentials(keys, identity, key_name(settings.replica)),
             margin_seconds=expiry_margin(lifetime),
             clock=clock,
         )
         stack.callback(keyholder.forget)
+        reconciler = Reconciler(ledger, facilitator, clock, interval_seconds=settings.reconcile_seconds)
+        await reconciler.once(owner=settings.replica)
+        report("registering the agent")
+        publication = _publication(settings, keyholder, facilitator, operator, clock=clock, report=report)
+        stack.push_async_callback(publication.retire)
+        await stack.enter_async_context(_meanwhile(publication.run()))
+        if wait_for_agent:
+            await publication.first_try()
         rotation = Rotation(
             keyholder,
-            _key_publisher(settings, operator, agent, facilitator),
+            publication.publish_key,
             replica=settings.replica,
             lifetime_seconds=lifetime,
             lead_seconds=rotation_lead(lifetime, settings.payment_timeout_seconds),
@@ -152,6 +164,8 @@ async def boot(
         stack.push_async_callback(calls.drain)
         for work in (rotation.run(), reconciler.run(), _kept_alive(calls)):
             await stack.enter_async_context(_meanwhile(work))
+        if (asking := _validation_requests(settings, keyholder, facilitator, operator)) is not None:
+            await stack.enter_async_context(_meanwhile(asking.run()))
         readiness = Readiness(facilitator, backend)
         stack.push_async_callback(readiness.close)
         yield Service(
@@ -159,8 +173,9 @@ async def boot(
             enclave=enclave,
             keyholder=keyholder,
             rotation=rotation,
+            publication=publication,
             manifest=manifest,
-            registration=registration_file(settings, agent, hardware_attested=enclave.is_hardware),
+            registration=partial(registration_file, settings, hardware_attested=enclave.is_hardware),
             backend=backend,
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),
@@ -192,73 +207,85 @@ def refuse_mainnet(enclave: Enclave, settings: Settings) -> None:
             )
 
 
-def registration_file(settings: Settings, agent: AgentReference, *, hardware_attested: bool) -> dict[str, Any]:
-    """The agent's ERC-8004 registration file, as served and as its URI points at."""
+def registration_file(settings: Settings, agent: AgentReference | None, *, hardware_attested: bool) -> dict[str, Any]:
+    """The agent's ERC-8004 registration file, as served and as its URI points at. Without an agent it names none."""
     return build_registration(
-        Description(settings.agent_name, settings.agent_description),
-        services=[RegistrationService(name="web", endpoint=f"{settings.origin}/v1/summarize")],
-        registrations=[RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
+        Description(settings.agent_name, settings.agent_description, settings.origin + paths.AGENT_ICON),
+        services=services_at(
+            settings.origin,
+            paid=[paths.SUMMARIZE, *([paths.CHAT] if settings.chat else [])],
+            page=paths.AGENT_PAGE,
+        ),
+        registrations=[]
+        if agent is None
+        else [RegistrationEntry(agent_id=agent.agent_id, agent_registry=agent.registry_id)],
         hardware_attested=hardware_attested,
     )
 
 
-async def _register(
-    settings: Settings,
-    operator: LocalAccount,
-    keys: KeyRing,
-    tls_keys: tuple[str, ...],
-    digest: str,
-    *,
-    now: int,
-) -> tuple[AgentReference, Keyset]:
-    """Finds or mints the agent, makes the keyset that names it, and publishes both records."""
-    uri = settings.origin + REGISTRATION_PATH
-    async with _registry(settings) as reader:
-        writer = IdentityWriter(reader, operator)
-        found: Publication = await ensure_agent(
-            writer, agent_uri=uri, owner=settings.agent_owner, agent_id=settings.agent_id, mint=settings.mint_agent
-        )
-        agent = AgentReference(settings.registry_chain_id, reader.address, found.agent_id)
-        keyset = build_keyset(
-            subject=str(agent),
-            not_after=now + settings.keyset_lifetime_seconds,
-            keys=keys.public_keys(),
-            tls_spki_sha256=tls_keys,
-        )
-        record = KeyRecord(payment_key=keys.payment_address, keyset_digest=keyset.digest, expires_at=keyset.not_after)
-        await publish(writer, agent.agent_id, Desired(uri, digest, settings.replica, record))
-        second = settings.replica + SECOND_SLOT
-        if _may_be_believed(await reader.get_metadata(agent.agent_id, key_name(second)), now):
-            # Of a process that has ended: a restart leaves no other key listed than the one it starts with.
-            await publish_key(writer, agent.agent_id, second, record)
-    return agent, keyset
-
-
-def _may_be_believed(record: bytes, now: int) -> bool:
-    try:
-        return parse_key(record).expires_at > now
-    except MalformedError:
-        return False
-
-
 def _registry(settings: Settings) -> IdentityReader:
     return IdentityReader(
-        settings.registry_rpc_url or settings.rpc_url, settings.registry_chain_id, settings.registry_address
+        settings.registry_rpc_url or settings.rpc_url,
+        settings.registry_chain_id,
+        settings.registry_address,
+        from_block=settings.registry_from_block,
     )
 
 
-def _key_publisher(
-    settings: Settings, operator: LocalAccount, agent: AgentReference, facilitator: Router
-) -> PublishKey:
-    """Publishes keys of a running service, whose facilitator may send from the same account at the same time."""
+def _publication(
+    settings: Settings,
+    keyholder: Keyholder,
+    facilitator: Router,
+    operator: LocalAccount,
+    *,
+    clock: Callable[[], int],
+    report: Callable[[str], None],
+) -> AgentPublication:
+    """Keeps the agent's records."""
+    wanted = Wanted(
+        agent_uri=settings.origin + paths.REGISTRATION,
+        owner=settings.agent_owner,
+        agent_id=settings.agent_id,
+        mint=settings.mint_agent,
+        replica=settings.replica,
+        manifest_digest=keyholder.current.identity.manifest_digest,
+        lifetime_seconds=settings.keyset_lifetime_seconds,
+        on_stop=settings.keys_on_stop,
+    )
+    return AgentPublication(
+        wanted,
+        keyholder,
+        registry=partial(_registry, settings),
+        operator=operator,
+        confirmations=settings.registry_confirmations,
+        exclusive=_alone(settings, facilitator),
+        clock=clock,
+        report=report,
+    )
+
+
+def _validation_requests(
+    settings: Settings, keyholder: Keyholder, facilitator: Router, operator: LocalAccount
+) -> ValidationRequests | None:
+    """Asks for validations, where that is wanted and the chain has where to ask."""
+    _, address = settings.beside_registry
+    if not settings.ask_validators or address is None:
+        return None
+    return ValidationRequests(
+        [validator.lower() for validator in settings.ask_validators],
+        keyholder,
+        endpoint=settings.origin,
+        address=address,
+        registry=partial(_registry, settings),
+        operator=operator,
+        exclusive=_alone(settings, facilitator),
+    )
+
+
+def _alone(settings: Settings, facilitator: Router) -> Callable[[], AbstractAsyncContextManager[None]]:
+    """Holds the operator's account: the facilitator may send from the same one at the same time."""
     settling = facilitator.on(settings.registry_network)
-    alone = settling.exclusive if isinstance(settling, LocalFacilitator) else nullcontext
-
-    async def publish_(slot: str, record: KeyRecord) -> None:
-        async with alone(), _registry(settings) as reader:
-            await publish_key(IdentityWriter(reader, operator), agent.agent_id, slot, record)
-
-    return publish_
+    return settling.exclusive if isinstance(settling, LocalFacilitator) else nullcontext
 
 
 @asynccontextmanager
@@ -291,7 +318,11 @@ def _backend_options(settings: Settings, progress: Progress) -> BackendOptions:
     return BackendOptions(
         cache_dir=settings.cache_dir / "models",
         threads=settings.threads,
-        timeout_seconds=settings.inference_timeout_seconds,
+        timeouts=Timeouts(
+            settings.inference_timeout_seconds,
+            first_token=settings.first_token_timeout_seconds,
+            between_tokens=settings.next_token_timeout_seconds,
+        ),
         context_size=settings.context_size,
         progress=progress,
         ollama_models_dir=settings.ollama_models_dir,

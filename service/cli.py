@@ -24,6 +24,7 @@ from attestation.errors import TollsealError
 from attestation.manifest import differences, manifest_digest, parse_manifest
 from attestation.policy import Policy
 from attestation.terminal import console, print_fields, printable
+from service.app import Service
 from service.boot import boot
 from service.build import audit_manifest, checkout, compute_manifest
 from service.demo import run_demo
@@ -134,11 +135,20 @@ def serve() -> None:
 async def _serve(settings: Settings) -> None:
     with Reporter() as reporter, listening(settings.port, settings.host) as listener:
         async with (
-            boot(settings, report=reporter, progress=reporter.fetching) as service,
+            boot(settings, wait_for_agent=False, report=reporter, progress=reporter.fetching) as service,
             serve_http(service, [listener]),
         ):
-            reporter(f"ready at {settings.origin}")
+            reporter(f"serving at {settings.origin}")
+            announcing = asyncio.create_task(_announce(service, reporter))
             await _stopped()
+            announcing.cancel()
+
+
+async def _announce(service: Service, reporter: Reporter) -> None:
+    """Say so when the chain knows the service, and it may sell."""
+    if service.publication is not None:
+        await service.publication.registered()
+    reporter(f"ready at {service.settings.origin}")
 
 
 @click.command()

@@ -31,7 +31,19 @@ class Identity:
 
     keyset: Keyset
     manifest_digest: str
-    agent: AgentReference
+    agent: AgentReference | None
+    """None until the registry is seen to show this keyset. Nothing is sold before."""
+
+    @property
+    def registered_agent(self) -> AgentReference:
+        """The agent, where there must be one.
+
+        Raises:
+            RuntimeError: there is none yet.
+        """
+        if self.agent is None:
+            raise RuntimeError("nothing may be sold before the agent is registered")
+        return self.agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +71,25 @@ class Keyholder:
         self._terms: OrderedDict[str, Credentials] = OrderedDict()
         self._margin = margin_seconds
         self._clock = clock
+        self._problem: str | None = None
 
     @property
     def current(self) -> Credentials:
         return self._current
+
+    @property
+    def problem(self) -> str | None:
+        """Why the registry does not confirm the current credentials; None when it does."""
+        return self._problem
+
+    def hold_back(self, problem: str | None) -> None:
+        """Sell nothing because of `problem`, a sentence for buyers and operators; None lifts that."""
+        self._problem = problem
+
+    @property
+    def registered(self) -> bool:
+        """Whether the registry was seen to show the current credentials."""
+        return self._problem is None and self._current.identity.agent is not None
 
     @property
     def valid(self) -> tuple[Credentials, ...]:
@@ -94,8 +121,9 @@ class Keyholder:
         return given if self.may_sell(given) else self._current
 
     def may_sell(self, credentials: Credentials) -> bool:
-        """Whether a purchase under these credentials would leave the buyer time to check it."""
-        return self._left(credentials) >= self._margin
+        """Whether the registry confirms this service, and a purchase under these credentials would leave the buyer time
+        to check it."""
+        return self.registered and self._left(credentials) >= self._margin
 
     def forget(self) -> None:
         """Give up all private keys."""

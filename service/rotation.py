@@ -87,7 +87,8 @@ class Rotation:
 
     async def rotate_when_due(self) -> bool:
         """Rotate when the current keyset is near its end; says whether it did. A failure is logged, not raised."""
-        if self._keyholder.current.identity.keyset.not_after - self._clock() > self._lead:
+        identity = self._keyholder.current.identity
+        if identity.agent is None or identity.keyset.not_after - self._clock() > self._lead:
             return False
         try:
             await self.rotate()

@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     context_size: Annotated[int, Field(ge=512)] | None = None
     inference_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 600
+    first_token_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 300
+    next_token_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    """Of streamed answers, on top of the limit for the whole."""
+    chat: bool = True
+    """Sell chat completions too, not only summaries."""
     slots: Annotated[int, Field(ge=1, le=1024)] = 1
     queue: Annotated[int, Field(ge=0, le=10_000)] = 8
     cache_dir: Path = Path.home() / ".cache" / "tollseal"
@@ -110,6 +115,17 @@ class Settings(BaseSettings):
     """Node of the registry's chain; `rpc_url` when absent."""
     identity_registry: Address | None = None
     """The chain's canonical ERC-8004 registry when absent."""
+    reputation_registry: Address | None = None
+    validation_registry: Address | None = None
+    """Of the same chain; the canonical ones when absent. The page about the agent reads them."""
+    ask_validators: tuple[Address, ...] = ()
+    """Asked to check every new key of this service; each request costs the operator gas."""
+    trusted_validators: tuple[Address, ...] = ()
+    """Whose validations the page about the agent counts."""
+    registry_from_block: Annotated[int, Field(ge=0)] = 0
+    """The first block whose events matter, no later than the agent's registration: some nodes serve few at a time."""
+    registry_confirmations: Annotated[int, Field(ge=1, le=100)] = 1
+    """Blocks from a transaction's own on that must be there before it counts."""
     agent_owner: Address
     agent_id: Annotated[int, Field(ge=0)] | None = None
     mint_agent: bool = False
@@ -117,6 +133,9 @@ class Settings(BaseSettings):
     agent_name: str = "Tollseal summaries"
     agent_description: str = "Summaries of documents, paid by the call with x402. Every answer carries a receipt."
     replica: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?$")] = "main"
+    keys_on_stop: Literal["clear", "expire", "keep"] = "clear"
+    """What an orderly stop does with this replica's key records. `expire` lets them end at that moment, which makes the
+    next start's record cheaper than `clear` does."""
     keyset_lifetime_seconds: Annotated[int, Field(ge=600, le=31 * 86_400)] = 7 * 86_400
 
     # Which build it is
@@ -176,6 +195,14 @@ class Settings(BaseSettings):
         if canonical is None:
             raise ValueError(f"identity_registry must be set: {self.registry_network} has no canonical one")
         return canonical.identity
+
+    @property
+    def beside_registry(self) -> tuple[str | None, str | None]:
+        """The reputation and the validation registry; None where none is set and the chain has no canonical one."""
+        canonical = registries(self.registry_chain_id)
+        if canonical is None or canonical.identity != self.registry_address.lower():
+            return self.reputation_registry, self.validation_registry
+        return self.reputation_registry or canonical.reputation, self.validation_registry or canonical.validation
 
     @property
     def origin(self) -> str:

@@ -11,6 +11,7 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import to_checksum_address
 
+from attestation.onchain import AgentReference
 from service.localchain.anvil import Anvil
 from service.localchain.deploy import Deployer, LocalChain, deploy
 from service.localchain.toolchain import ensure_anvil
@@ -39,6 +40,11 @@ def stranger(anvil: Anvil) -> LocalAccount:
     account: LocalAccount = Account.create()
     Deployer(anvil.rpc, account).fund(account.address)
     return account
+
+
+def agent_of(chain: LocalChain, agent_id: int = 0) -> AgentReference:
+    """An agent of the chain's identity registry."""
+    return AgentReference(chain.chain_id, chain.identity_registry.lower(), agent_id)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.chain", "tests.models", "tests.postgres"]
+pytest_plugins = ["tests.chain", "tests.models", "tests.ollama", "tests.postgres"]
 
 EVIDENCE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "attestation"
 

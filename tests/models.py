@@ -13,8 +13,9 @@ from typing import Any, Literal
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from service.inference.backend import Timeouts
 from service.inference.catalog import SMOLLM2_135M
 from service.inference.embedded import EmbeddedBackend
 from service.inference.weights import VerifiedWeights, fetch_weights
@@ -35,7 +36,7 @@ def smollm2_weights() -> VerifiedWeights:
 @pytest.fixture
 async def small_model(smollm2_weights: VerifiedWeights) -> AsyncIterator[EmbeddedBackend]:
     """The small model, loaded (a quarter of a second) for one test, with a context of 2048 tokens."""
-    backend = await EmbeddedBackend.open(smollm2_weights, threads=THREADS, timeout_seconds=60, context_size=2048)
+    backend = await EmbeddedBackend.open(smollm2_weights, threads=THREADS, timeouts=Timeouts(60), context_size=2048)
     yield backend
     await backend.close()
 
@@ -71,7 +72,8 @@ class FakeServer:
     """What a fake does next, and what it was sent.
 
     `answer` replaces the next chat answers when set. `hold`, when set, is waited for before answering; `gone` is set
-    when the caller left in the meantime.
+    when the caller left in the meantime. Streams are held, or end in the middle, after so many pieces; `last_lines`
+    replaces what a stream ends with.
     """
 
     model: str = "fake-model:1b"
@@ -79,6 +81,9 @@ class FakeServer:
     answer: Callable[[], Response] | None = None
     text: str = "one two three four five"
     hold: asyncio.Event | None = None
+    hold_after: int | None = None
+    break_after: int | None = None
+    last_lines: list[str] | None = None
     started: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -87,20 +92,52 @@ class FakeServer:
         body = await request.body()
         self.bodies.append(body)
         self.started.set()
-        if self.hold is not None:
-            while not self.hold.is_set():
+        if self.hold_after is None:
+            await self.wait(request)
+        return json.loads(body), self.answer() if self.answer is not None else None
+
+    async def wait(self, request: Request) -> None:
+        """Wait as long as the test wants it and the caller is there."""
+        try:
+            while self.hold is not None and not self.hold.is_set():
                 if await request.is_disconnected():
                     self.gone.set()
                     break
                 await asyncio.sleep(0.005)
-        return json.loads(body), self.answer() if self.answer is not None else None
+        except asyncio.CancelledError:  # how a response that is being streamed hears of it
+            self.gone.set()
+            raise
 
-    def generate(self, limit: int) -> tuple[str, str, int]:
-        """(text, finish reason, tokens) of an answer of at most `limit` tokens."""
-        words = self.text.split()
-        if len(words) > limit:
-            return " ".join(words[:limit]), "length", limit
-        return self.text, "stop", len(words)
+    def generate(self, limit: int, stop: list[str]) -> tuple[str, str, int]:
+        """(text, finish reason, tokens) of an answer of at most `limit` tokens, which a stop text may end."""
+        text = self.text
+        for end in stop:
+            text = text.partition(end)[0]
+        pieces = pieces_of(text)
+        if len(pieces) > limit:
+            return "".join(pieces[:limit]), "length", limit
+        return text, "stop", len(pieces)
+
+    def streamed(self, request: Request, pieces: list[str], last: list[str], media_type: str) -> Response:
+        """A stream of these pieces, each as it goes over the wire, and what comes after them."""
+
+        async def send() -> AsyncIterator[str]:
+            for number, piece in enumerate(pieces):
+                if number == self.break_after:
+                    raise ConnectionAbortedError("as a test wants it")
+                if number == self.hold_after:
+                    self.hold = self.hold or asyncio.Event()
+                    await self.wait(request)
+                yield piece
+            for line in last if self.last_lines is None else self.last_lines:
+                yield line
+
+        return StreamingResponse(send(), media_type=media_type)
+
+
+def pieces_of(text: str) -> list[str]:
+    """Words with the space before them: the tokens of a fake."""
+    return re.findall(r"\s*\S+|\s+$", text)
 
 
 def fake_ollama(server: FakeServer, blob_sha256: str, *, modelfile_extra: str = "") -> FastAPI:
@@ -138,19 +175,18 @@ def fake_ollama(server: FakeServer, blob_sha256: str, *, modelfile_extra: str = 
             if body.get("truncate", True) is False:
                 return JSONResponse({"error": "the input length exceeds the context length"}, 400)
             tokens = context // 2 + 2
-        text, reason, count = server.generate(options.get("num_predict", 128))
-        return JSONResponse(
-            {
-                "model": server.model,
-                "created_at": "2026-01-01T00:00:00Z",
-                "message": {"role": "assistant", "content": text},
-                "done": True,
-                "done_reason": reason,
-                "total_duration": 1,
-                "prompt_eval_count": tokens,
-                "eval_count": count,
-            }
-        )
+        text, reason, count = server.generate(options.get("num_predict", 128), options.get("stop", []))
+
+        def line(content: str, **more: object) -> dict[str, object]:
+            message = {"role": "assistant", "content": content}
+            return {"model": server.model, "created_at": "2026-01-01T00:00:00Z", "message": message, **more}
+
+        end = {"done": True, "done_reason": reason, "total_duration": 1}
+        counts = {"prompt_eval_count": tokens, "eval_count": count}
+        if not body["stream"]:
+            return JSONResponse(line(text, **end, **counts))
+        pieces = [json.dumps(line(piece, done=False)) + "\n" for piece in pieces_of(text)]
+        return server.streamed(request, pieces, [json.dumps(line("", **end, **counts)) + "\n"], "application/x-ndjson")
 
     return app
 
@@ -168,9 +204,25 @@ def fake_openai(server: FakeServer, counting: Counting) -> FastAPI:
         body, answer = await server.chat(request)
         if answer is not None:
             return answer
-        text, reason, count = server.generate(body["max_tokens"])
+        text, reason, count = server.generate(body["max_tokens"], body.get("stop", []))
         message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": fake_tokens(body["messages"]), "completion_tokens": count}
+        if body["stream"]:
+            assert body["stream_options"] == {"include_usage": True}
+
+            def event(choices: list[dict[str, object]], **more: object) -> str:
+                chunk = {"object": "chat.completion.chunk", "model": server.model, "choices": choices, **more}
+                return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+
+            def choice(delta: dict[str, object], finish_reason: str | None = None) -> dict[str, object]:
+                return {"index": 0, "delta": delta, "finish_reason": finish_reason}
+
+            first = event([choice({"role": "assistant", "content": ""})])
+            pieces = [event([choice({"content": piece})]) for piece in pieces_of(text)]
+            last = [event([choice({}, reason)]), event([], usage=usage), "data: [DONE]\n\n"]
+            return server.streamed(
+                request, [first + pieces[0], *pieces[1:]] if pieces else [first], last, "text/event-stream"
+            )
         return JSONResponse(
             {
                 "object": "chat.completion",

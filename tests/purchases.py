@@ -19,12 +19,14 @@ from attestation.enclave import Enclave
 from attestation.enclave.keyring import KeyRing
 from attestation.enclave.simulated import SimulatedEnclave
 from attestation.encoding import b64, b64url
-from attestation.http_signature import Exchange, sign_response
+from attestation.http_signature import STREAM_TYPE, Exchange, is_stream, sign_response, sign_stream_head
 from attestation.keyset import Keyset, build_keyset, report_data, report_data_slot
 from attestation.manifest import PATH as MANIFEST_PATH
 from attestation.manifest import build_manifest, manifest_digest
 from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Record
 from attestation.payment_proof import EXTENSION, Offer, PaymentReceipt, sign_offer, sign_payment_receipt
+from attestation.purchase import authorization_hash, parse_payment
+from attestation.receipt import PATH as RECEIPT_PATH
 from attestation.receipt import sign_receipt
 from attestation.registry.records import KeyRecord, encode_key, encode_manifest
 from attestation.report import PATH as REPORT_PATH
@@ -59,6 +61,14 @@ def manifest_document(**changes: Any) -> dict[str, Any]:
         tee="simulated",
     )
     return {**manifest, **changes}
+
+
+def stream_body(*deltas: str, answer_id: str = "sum-1") -> bytes:
+    """The bytes of a streamed summary."""
+    common = {"id": answer_id, "object": "summary.chunk", "created": NOW, "model": "tiny"}
+    events = [{**common, "delta": delta, "finish_reason": None} for delta in (deltas or ("Short ", "and sweet."))]
+    events.append({**common, "delta": "", "finish_reason": "stop", "usage": {"prompt_tokens": 9}})
+    return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
 
 
 @dataclass
@@ -96,10 +106,9 @@ class Shop:
             **exchange.headers,
         }
         exchange = replace(exchange, headers=headers)
-        return replace(
-            exchange,
-            headers={**headers, **sign_response(exchange, self.keys, created=self.now if created is None else created)},
-        )
+        sign = sign_stream_head if is_stream(headers) else sign_response
+        made = self.now if created is None else created
+        return replace(exchange, headers={**headers, **sign(exchange, self.keys, created=made)})
 
     def attestation(self, **report_changes: Any) -> Exchange:
         slot = report_data_slot(report_data(self.keyset.digest, self.nonce))
@@ -181,7 +190,10 @@ class Shop:
         }
         return b64(json.dumps(payment).encode())
 
-    def receipt(self, body: bytes, **changes: Any) -> dict[str, Any]:
+    def receipt(self, body: bytes, *, payment: str | None = None, **changes: Any) -> dict[str, Any]:
+        """A receipt that names `payment`, or else the honest one, as what was presented."""
+        sent = {"payment-signature": payment or self.payment(self.terms_document())}
+        presented = parse_payment(Exchange("POST", URL, 200, {}, b"", request_headers=sent))
         model = self.manifest["model"]
         events: list[dict[str, Any]] = [
             {"type": "request.received", "body_hash": digest(BODY)},
@@ -198,6 +210,7 @@ class Shop:
                 "payer": self.buyer.address.lower(),
                 "amount": str(AMOUNT),
                 "nonce": "0x" + "05" * 32,
+                "authorization_hash": authorization_hash(presented),
                 "transaction": TRANSACTION,
             },
             {"type": "response.returned", "body_hash": digest(body), "complete": True},
@@ -271,7 +284,8 @@ class Shop:
         """
         body = json.dumps({"id": "sum-1", "object": "summary", "summary": "Short."}).encode()
         document = self.terms_document() if document is None else document
-        signed, paid = self.receipt(body, **(receipt or {})), self.payment_receipt(**(proof or {}))
+        signed = self.receipt(body, payment=answer.get("payment"), **(receipt or {}))
+        paid = self.payment_receipt(**(proof or {}))
         return Bundle(
             attestation=self.attestation(),
             manifest=self.manifest_exchange(),
@@ -281,6 +295,29 @@ class Shop:
             offer=document["extensions"][EXTENSION]["info"]["offers"][0] if offer is None else offer,
             payment_receipt=paid,
         )
+
+    def stream_bundle(
+        self, *, body: bytes | None = None, receipt: Mapping[str, Any] | None = None, **answer: Any
+    ) -> Bundle:
+        """An honest purchase of a streamed answer, but for what is given; see `bundle`."""
+        body = stream_body() if body is None else body
+        document = self.terms_document()
+        signed, paid = self.receipt(body, **(receipt or {})), self.payment_receipt()
+        headers = {"content-type": STREAM_TYPE, "x-receipt": None, **answer.pop("headers", {})}
+        return Bundle(
+            attestation=self.attestation(),
+            manifest=self.manifest_exchange(),
+            terms=self.terms(document),
+            answer=self.answer(document, signed, paid, body, headers=headers, **answer),
+            receipt=signed,
+            offer=document["extensions"][EXTENSION]["info"]["offers"][0],
+            payment_receipt=paid,
+            receipt_exchange=self.receipt_exchange(signed),
+        )
+
+    def receipt_exchange(self, receipt: Mapping[str, Any]) -> Exchange:
+        url = f"{ORIGIN}{RECEIPT_PATH}{receipt['receipt_id']}"
+        return self.signed(Exchange("GET", url, 200, {}, json.dumps(dict(receipt)).encode()))
 
     def chain_view(
         self, *, key: bytes | None = None, manifest: bytes | None = None, by_owner: bool = True

@@ -9,6 +9,11 @@
     publication    keeping an agent and its records as they should be, with as few transactions as possible
     registration   the JSON file behind an agent's URI
     payments       whether a payment really happened
+    validation     who was asked to check an agent, and what they answered
+    reputation     who rated an agent
+    ownership      whose an agent was, and which wallet it had, at any time
+    profile        all of an agent's entry at once, for a page
+    readback       a mined transaction is believed when the chain shows what it did
 
 Addresses in and out are 0x and 40 lower-case hex characters; any spelling is accepted as input. An agent id may be 0.
 """

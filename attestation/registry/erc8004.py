@@ -5,7 +5,7 @@ shows its old owner's signing keys. Metadata is therefore read together with the
 before the last change of hands is stale.
 """
 
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -163,7 +163,7 @@ class IdentityReader(AsyncCloseable):
         async for log in self.chain.logs_newest_first(self.address, topics, from_block=self.from_block):
             with self.chain.asking(f"the event that wrote {key}"):
                 value = bytes(contract.events.MetadataSet().process_log(log)["args"]["metadataValue"])
-            written = _position(log)
+            written = position_of(log)
             found.append(Metadata(value, written, stale=transfer is not None and transfer.position > written))
             if written.block <= block:
                 break
@@ -174,7 +174,7 @@ class IdentityReader(AsyncCloseable):
         topics = (METADATA_SET, word(agent_id), keccak(text=key))
         await self.contract()
         async for log in self.chain.logs_newest_first(self.address, topics, from_block=self.from_block):
-            return _position(log)
+            return position_of(log)
         return None
 
     async def last_transfer(self, agent_id: int, *, to_block: int | None = None) -> Transfer | None:
@@ -183,6 +183,15 @@ class IdentityReader(AsyncCloseable):
         Args:
             to_block: the last block that counts; None for all.
         """
+        async for transfer in self._transfers(agent_id, to_block):
+            return transfer
+        return None
+
+    async def transfers(self, agent_id: int) -> tuple[Transfer, ...]:
+        """Every time the agent changed hands, the newest first. Being minted is not changing hands."""
+        return tuple([transfer async for transfer in self._transfers(agent_id, None)])
+
+    async def _transfers(self, agent_id: int, to_block: int | None) -> AsyncIterator[Transfer]:
         topics = (TRANSFER, None, None, word(agent_id))
         await self.contract()
         async for log in self.chain.logs_newest_first(
@@ -191,9 +200,7 @@ class IdentityReader(AsyncCloseable):
             sender, receiver = _address(log["topics"][1]), _address(log["topics"][2])
             # Some versions of the contract mint after writing the first metadata, so a mint proves nothing stale.
             if sender != _NOBODY:
-                return Transfer(sender, receiver, _position(log))
-            return None
-        return None
+                yield Transfer(sender, receiver, position_of(log))
 
     async def is_authorized(self, account: str, agent_id: int) -> bool:
         """Whether `account` may change the agent: its owner, an operator of the owner, or approved for this agent.
@@ -237,7 +244,8 @@ class IdentityReader(AsyncCloseable):
             raise
 
 
-def _position(log: LogReceipt) -> Position:
+def position_of(log: LogReceipt) -> Position:
+    """Where an event is."""
     return Position(int(log["blockNumber"]), int(log["logIndex"]))
 
 

@@ -2,14 +2,19 @@
 
 RegistryError
  ├── RpcError                 the node could not be asked: nothing is known (a check is INCOMPLETE, not FAILED)
- │    └── RpcRefusedError     it answered, with an error
+ │    ├── RpcRefusedError     it answered, with an error
+ │    ├── RpcTimeoutError     it did not answer in time
+ │    └── RateLimitedError    it wants to be asked less often
  ├── WrongChainError          the node serves another chain
  ├── NoContractError          nothing is deployed at an address
  ├── UnknownAgentError        no agent has this id
  ├── RevertedError            a contract refused; `reason` is its own word, the message a sentence
  ├── NotOurAgentError         the agent belongs to somebody else
  ├── AgentChoiceError         no agent, or several, where exactly one is needed
+ ├── SignerError              the account's key, keystore or signing program did not sign
+ ├── NoGasError               the account cannot pay for a transaction
  ├── FeeTooHighError          a transaction would cost more than the caps allow
+ ├── NonceTakenError          another transaction of the same account was mined in place of this one
  ├── UnconfirmedError         sent, but not mined in time: it may still be
  └── ReadBackError            mined, but the chain does not show what was written
 """
@@ -66,6 +71,22 @@ class RpcRefusedError(RpcError):
     """The node answered the question with an error of its own."""
 
 
+class RpcTimeoutError(RpcError):
+    """The node did not answer in time."""
+
+
+class RateLimitedError(RpcError):
+    """The node refuses because it was asked too often. `seconds` is when it wants to be asked again, if it said so."""
+
+    def __init__(self, host: str, what: str, seconds: int | None) -> None:
+        when = "later" if seconds is None else f"in {seconds} s"
+        super().__init__(
+            f"asking {host} for {what}: it limits how often it may be asked; ask again {when}",
+            hint="A node with an access key of your own usually allows more.",
+        )
+        self.seconds = seconds
+
+
 class WrongChainError(RegistryError):
     """The node serves another chain than the one that was named."""
 
@@ -108,8 +129,31 @@ class AgentChoiceError(RegistryError):
     """There is no agent where one is needed, or there are several and none is named."""
 
 
+class SignerError(RegistryError):
+    """The account's key, keystore or signing program did not sign what it was asked to."""
+
+
+class NoGasError(RegistryError):
+    """The account cannot pay for a transaction; it was not sent. Amounts are wei."""
+
+    def __init__(self, what: str, account: str, balance: int, needed: int, chain_id: int) -> None:
+        super().__init__(
+            f"{what} may cost up to {needed} wei for gas, {account} has {balance} (insufficient funds)",
+            hint=f"Send {needed - balance} wei or more to {account} on chain {chain_id}.",
+        )
+        self.account = account
+
+
 class FeeTooHighError(RegistryError):
     """A transaction would cost more than the caps allow; it was not sent."""
+
+
+class NonceTakenError(RegistryError):
+    """Another transaction of the same account has this account nonce, so this one can never be mined."""
+
+    def __init__(self, what: str, account: str, nonce: int) -> None:
+        super().__init__(f"{what}: another transaction of {account} took its place (account nonce {nonce})")
+        self.nonce = nonce
 
 
 class UnconfirmedError(RegistryError):

@@ -6,7 +6,7 @@ allowed, in one successful transaction.
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,7 @@ from attestation.encoding import address as parse_address
 from attestation.encoding import prefixed_hex_bytes
 from attestation.errors import MalformedError
 from attestation.registry.abi import AUTHORIZATION_USED, TRANSFER
+from attestation.registry.erc8004 import Position
 from attestation.registry.rpc import DEFAULT_TIMEOUT, Chain, checksum, word
 
 _NETWORK: Final = re.compile(r"eip155:([1-9][0-9]{0,17})")
@@ -52,6 +53,22 @@ class Payment:
     amount: int
     nonce: str
     transaction: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A payment that the chain shows in a successful transaction: an authorization and the transfer it made.
+
+    Addresses are lower-case; amount in atomic units; nonce 0x and 64 lower-case hex characters; time in unix seconds.
+    """
+
+    token: str
+    payer: str
+    pay_to: str
+    amount: int
+    nonce: str
+    position: Position
+    block_time: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,12 @@ class PaymentReader(AsyncCloseable):
         contract = await self.chain.contract("token", token)
         return int(await self.chain.call(contract.functions.balanceOf(checksum(account)), "a balance"))
 
+    async def time(self) -> int:
+        """The newest block's time, in unix seconds."""
+        await self.chain.check()
+        with self.chain.asking("the newest block"):
+            return int((await self.chain.w3.eth.get_block("latest"))["timestamp"])
+
     async def authorization_state(self, token: str, payer: str, nonce: str) -> bool:
         """Whether the payer's nonce is used up, by a transfer or by a cancellation."""
         contract = await self.chain.contract("token", token)
@@ -103,6 +126,21 @@ class PaymentReader(AsyncCloseable):
         async for log in self.chain.logs_newest_first(token, topics, from_block=from_block):
             return log["transactionHash"].to_0x_hex()
         return None
+
+    async def transfers(self, transaction: str) -> tuple[Transfer, ...] | None:
+        """The payments in a transaction, of whatever tokens; None when the chain does not have it, or it failed.
+
+        Raises:
+            MalformedError: not a transaction's hash.
+            RegistryError: see the class.
+        """
+        await self.chain.check()
+        receipt = await self._receipt("0x" + prefixed_hex_bytes(transaction, "payment.transaction", size=32).hex())
+        if receipt is None or receipt["status"] != 1:
+            return None
+        with self.chain.asking("the payment's block"):
+            block = await self.chain.w3.eth.get_block(receipt["blockNumber"])
+        return tuple(_transfers(receipt["logs"], int(block["timestamp"])))
 
     async def check(self, payment: Payment) -> PaymentFinding:
         """Compares a claimed payment with the receipt of its transaction and with the token's state.
@@ -174,6 +212,29 @@ def _mismatch(payment: Payment, logs: Sequence[LogReceipt]) -> str | None:
             amount = int.from_bytes(log["data"], "big")
             return None if amount == payment.amount else f"the transfer moves {amount}, not {payment.amount}"
     return "the authorization moved nothing"
+
+
+def _transfers(logs: Sequence[LogReceipt], block_time: int) -> Iterator[Transfer]:
+    """Each authorization with the first transfer of its token after it and before the next one; see `_mismatch`."""
+    open_: dict[str, tuple[bytes, bytes]] = {}
+    for log in sorted(logs, key=lambda log: log["logIndex"]):
+        token, words = log["address"].lower(), [bytes(topic) for topic in log["topics"]]
+        if len(words) != 3:
+            continue
+        if words[0] == AUTHORIZATION_USED:
+            open_[token] = (words[1], words[2])
+        elif words[0] == TRANSFER and token in open_:
+            payer, nonce = open_.pop(token)
+            if words[1] == payer:
+                yield Transfer(
+                    token=token,
+                    payer="0x" + payer[-20:].hex(),
+                    pay_to="0x" + words[2][-20:].hex(),
+                    amount=int.from_bytes(log["data"], "big"),
+                    nonce="0x" + nonce.hex(),
+                    position=Position(int(log["blockNumber"]), int(log["logIndex"])),
+                    block_time=block_time,
+                )
 
 
 def _nonce(value: str) -> bytes:

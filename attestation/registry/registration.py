@@ -4,14 +4,16 @@ The same document, served at `/.well-known/agent-registration.json` of a service
 agent belong together: it names the agent, and the agent names it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from attestation.digest import jcs
 from attestation.encoding import as_object, parse_json
 from attestation.errors import MalformedError
+from attestation.fetch import data_uri
 from attestation.registry.erc8004 import MAX_AGENT_ID
 
 REGISTRATION_TYPE: Final = "https://eips.ethereum.org/EIPS/eip-8004#registration-v1"
@@ -21,6 +23,7 @@ TEE_ATTESTATION: Final = "tee-attestation"
 MAX_REGISTRATION_SIZE: Final = 64 * 1024
 """Bytes; ours is under 2,000. The file comes from a host that nobody has vouched for yet."""
 _MAX_ITEMS: Final = 64
+_X402_VERSION: Final = "2"
 
 _Text = Annotated[StrictStr, Field(max_length=4_096)]
 _AgentRegistry = Annotated[StrictStr, Field(pattern=r"^eip155:[1-9][0-9]{0,17}:0x[0-9a-fA-F]{40}$")]
@@ -74,6 +77,30 @@ class Description:
     name: str
     description: str
     image: str = ""
+
+
+def services_at(
+    origin: str, *, paid: Sequence[str], page: str | None = None, a2a: str | None = None, mcp: str | None = None
+) -> tuple[Service, ...]:
+    """The services of an agent, in the names that explorers know. What is None is not served, and not listed.
+
+    Args:
+        origin: where the agent is, without a slash at the end.
+        paid: paths that are sold with x402.
+        page: path of a page for people.
+        a2a: path of an A2A agent card.
+        mcp: path of an MCP endpoint.
+    """
+    found = [("web", page, None), *(("x402", path, _X402_VERSION) for path in paid), ("A2A", a2a, None)]
+    found.append(("MCP", mcp, None))
+    return tuple(
+        Service(name=name, endpoint=origin + path, version=version) for name, path, version in found if path is not None
+    )
+
+
+def registration_uri(document: Mapping[str, Any]) -> str:
+    """The file as a data: URI of its RFC 8785 form: an agent's URI whose content cannot change without the chain."""
+    return data_uri(jcs(dict(document)))
 
 
 def build_registration(

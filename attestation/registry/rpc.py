@@ -4,29 +4,31 @@ Every question has a timeout. Whatever goes wrong below comes out as one of the 
 so a caller can tell "the chain says no" from "the chain could not be asked".
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from aiohttp import ClientError, ClientResponseError, ClientTimeout
-from eth_typing import ChecksumAddress
+from eth_typing import URI, ChecksumAddress
 from eth_utils.address import to_checksum_address
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.contract import AsyncContract
 from web3.exceptions import BadFunctionCallOutput, ContractLogicError, Web3Exception, Web3RPCError
-from web3.providers.rpc.utils import REQUEST_RETRY_ALLOWLIST, ExceptionRetryConfiguration
-from web3.types import LogReceipt
+from web3.types import LogReceipt, RPCEndpoint
 
 from attestation.closing import AsyncCloseable
 from attestation.encoding import address as parse_address
 from attestation.registry.abi import AbiName, load
 from attestation.registry.errors import (
     NoContractError,
+    RateLimitedError,
     RegistryError,
     RevertedError,
     RpcError,
     RpcRefusedError,
+    RpcTimeoutError,
     WrongChainError,
 )
 
@@ -36,11 +38,53 @@ DEFAULT_TIMEOUT: Final = 10.0
 MAX_LOG_REQUESTS: Final = 1_000
 """Requests one search through the logs may take. Nodes that serve few blocks at a time need a later first block."""
 
-_SMALLEST_LOG_WINDOW: Final = 100
-_RETRIES: Final = 3
+_SMALLEST_LOG_WINDOW: Final = 10
+"""Blocks; the least that known public nodes serve in one request for logs."""
+
+TRIES: Final = 4
+"""How often one question is put to a node that cannot be reached or wants to be asked later."""
+_FIRST_PAUSE: Final = 0.25
+MAX_RETRY_AFTER: Final = 15
+"""Seconds a node may ask us to wait before a question; one that asks for more is not waited for."""
+_HICCUPS: Final = frozenset({502, 503, 504})
+_SEND: Final = "eth_sendRawTransaction"
+_RATE_LIMIT_CODES: Final = frozenset({429, -32097})
+_RATE_LIMIT_WORDS: Final = ("rate limit", "too many requests", "request limit")
 
 Topic = bytes | None
 """One position of a log filter: 32 bytes that must match, or None for anything."""
+
+
+class _Provider(AsyncHTTPProvider):
+    """Asks again where that can help: no connection, no answer in time, or a node that says when (RFC 9110, 429)."""
+
+    def __init__(self, rpc_url: str, timeout: float) -> None:
+        super().__init__(rpc_url, request_kwargs={"timeout": ClientTimeout(total=timeout)})
+        self._url = URI(rpc_url)
+
+    async def _make_request(self, method: RPCEndpoint, request_data: bytes) -> bytes:
+        pause = _FIRST_PAUSE
+        for left in reversed(range(TRIES)):
+            try:
+                return await self._once(request_data)
+            except ClientResponseError as error:
+                asked = retry_after(error)
+                again = error.status == 429 or (error.status in _HICCUPS and method != _SEND)
+                if not again or not left or (asked or 0) > MAX_RETRY_AFTER:
+                    raise
+                pause = max(pause, asked or 0)
+            except (ClientError, TimeoutError):
+                # A transaction whose fate is unknown is not sent twice: that would answer "already known".
+                if method == _SEND or not left:
+                    raise
+            await asyncio.sleep(pause)
+            pause *= 2
+        raise AssertionError("the last try returns or raises")
+
+    async def _once(self, request_data: bytes) -> bytes:
+        return await self._request_session_manager.async_make_post_request(
+            self._url, request_data, **self.get_request_kwargs()
+        )
 
 
 class Chain(AsyncCloseable):
@@ -49,16 +93,7 @@ class Chain(AsyncCloseable):
     def __init__(self, rpc_url: str, chain_id: int, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._host = urlsplit(rpc_url).hostname or "?"  # the rest of the URL may hold an access key
         self.chain_id = chain_id
-        self._provider = AsyncHTTPProvider(
-            rpc_url,
-            request_kwargs={"timeout": ClientTimeout(total=timeout)},
-            exception_retry_configuration=ExceptionRetryConfiguration(
-                errors=(ClientError, TimeoutError),
-                retries=_RETRIES,
-                # Sending twice would answer "already known" for a transaction that went through.
-                method_allowlist=[name for name in REQUEST_RETRY_ALLOWLIST if name != "eth_sendRawTransaction"],
-            ),
-        )
+        self._provider = _Provider(rpc_url, timeout)
         self.w3: AsyncWeb3[AsyncHTTPProvider] = AsyncWeb3(self._provider)
         self._checked: set[str] = set()
         self._chain_checked = False
@@ -109,21 +144,31 @@ class Chain(AsyncCloseable):
         with self.asking(what):
             return await function.call()
 
+    async def block_number(self) -> int:
+        """The newest block's number.
+
+        Raises:
+            RpcError: the node could not be asked.
+        """
+        with self.asking("the newest block"):
+            return int(await self.w3.eth.block_number)
+
     async def logs_newest_first(
         self, address: str, topics: Sequence[Topic], *, from_block: int = 0, to_block: int | None = None
     ) -> AsyncIterator[LogReceipt]:
         """The logs of one contract that match `topics`, the newest first, from `to_block` (or now) to `from_block`.
 
-        Asks for the whole range first, and for smaller and smaller windows when the node refuses that many blocks.
+        Asks for the whole range first, for smaller windows when the node refuses that many blocks or is too slow for
+        them, and for larger ones again where there was little to find.
 
         Raises:
             RpcError: the node could not be asked, or the range needs more than MAX_LOG_REQUESTS requests.
         """
         await self.check()
-        with self.asking("the newest block"):
-            newest = int(await self.w3.eth.block_number)
+        newest = await self.block_number()
         high = newest if to_block is None else min(newest, to_block)
         window = high - from_block + 1
+        refused = window + 1  # the smallest window that was too large
         requests = 0
         while high >= from_block:
             low = max(from_block, high - window + 1)
@@ -135,11 +180,14 @@ class Chain(AsyncCloseable):
                 )
             try:
                 found = await self._logs(address, topics, low, high)
-            except RpcRefusedError:
+            except (RpcRefusedError, RpcTimeoutError):
                 if window <= _SMALLEST_LOG_WINDOW:
                     raise
-                window = max(_SMALLEST_LOG_WINDOW, window // 8)
+                refused = min(refused, window)
+                window = max(_SMALLEST_LOG_WINDOW, window // 4)
                 continue
+            if 2 * window < refused:
+                window *= 2
             for log in sorted(found, key=lambda log: (log["blockNumber"], log["logIndex"]), reverse=True):
                 yield log
             high = low - 1
@@ -167,11 +215,15 @@ class Chain(AsyncCloseable):
         except BadFunctionCallOutput as error:
             raise RpcError(f"asking {self._host} for {what}: the contract there does not have this function") from error
         except Web3RPCError as error:
+            if _is_rate_limit(error):
+                raise RateLimitedError(self._host, what, None) from error
             raise RpcRefusedError(f"asking {self._host} for {what}: {_short(error.message)}") from error
         except ClientResponseError as error:
+            if error.status == 429:
+                raise RateLimitedError(self._host, what, retry_after(error)) from error
             raise RpcRefusedError(f"asking {self._host} for {what}: HTTP status {error.status}") from error
         except TimeoutError as error:
-            raise RpcError(f"asking {self._host} for {what}: no answer in time") from error
+            raise RpcTimeoutError(f"asking {self._host} for {what}: no answer in time") from error
         except (ClientError, OSError) as error:
             raise RpcError(f"asking {self._host} for {what}: no connection ({type(error).__name__})") from error
         except (Web3Exception, ValueError, TypeError, KeyError) as error:
@@ -191,6 +243,19 @@ def word(value: int | str) -> bytes:
     """A non-negative integer or an address as the 32 bytes of a log topic."""
     number = int(value, 16) if isinstance(value, str) else value
     return number.to_bytes(32, "big")
+
+
+def retry_after(error: ClientResponseError) -> int | None:
+    """Seconds from an answer's Retry-After; None without one, or where it is a date."""
+    value = "" if error.headers is None else error.headers.get("retry-after", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+
+
+def _is_rate_limit(error: Web3RPCError) -> bool:
+    response = error.rpc_response or {}
+    details = response.get("error")
+    code = details.get("code") if isinstance(details, dict) else None
+    return code in _RATE_LIMIT_CODES or any(word in str(error.message).lower() for word in _RATE_LIMIT_WORDS)
 
 
 def _revert_data(error: ContractLogicError) -> str | None:

@@ -3,7 +3,15 @@
 from typing import Final
 
 from attestation.errors import TollsealError
-from attestation.onchain import AgentOnChain, AgentReference, ChainView, PaymentOnChain, Record, Unreadable
+from attestation.onchain import (
+    AgentOnChain,
+    AgentReference,
+    AuthorizationOnChain,
+    ChainView,
+    PaymentOnChain,
+    Record,
+    Unreadable,
+)
 from attestation.purchase import Payment
 from attestation.registry import payments
 from attestation.registry.erc8004 import IdentityReader, Metadata
@@ -40,6 +48,23 @@ class ChainReader:
             found = await self._payment(payment, transaction)
         block = found.block_number if isinstance(found, PaymentOnChain) and found.confirmed else None
         return ChainView(agent=await self._agent(agent, key_slot, block), payment=found)
+
+    async def authorization(
+        self, *, network: str, asset: str, payer: str, nonce: str
+    ) -> AuthorizationOnChain | Unreadable:
+        """What the token says of a payer's nonce. Never raises for what the chain or the node says."""
+        try:
+            chain_id = int(network.removeprefix("eip155:"))
+        except ValueError:
+            return Unreadable(f"{network} is not an EVM chain")
+        async with PaymentReader(self._rpc_url, chain_id) as reader:
+            try:
+                # The time is read first, so the state that is read then is at least as new.
+                at = await reader.time()
+                used = await reader.authorization_state(asset, payer, nonce)
+            except TollsealError as error:
+                return Unreadable(str(error))
+        return AuthorizationOnChain(used=used, at=at)
 
     async def _agent(self, agent: AgentReference, key_slot: str, block: int | None) -> AgentOnChain | Unreadable:
         reader = IdentityReader(self._rpc_url, agent.chain_id, agent.registry, from_block=self._from_block)

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from attestation.errors import EnclaveError, MalformedError
 from attestation.keyset import check_nonce, report_data, report_data_slot
 from attestation.report import SERVING_DIRECT, build_report
+from service.http.health import agent_name
 from service.http.openapi import responses
 from service.http.problems import Problem, unavailable
 from service.http.state import answer_under, service_of
@@ -65,9 +66,10 @@ async def attestation(request: Request, nonce: Annotated[str | None, _NONCE] = N
         },
         serving=SERVING_DIRECT,
         agent_registration={
-            "agent": str(credentials.identity.agent),
+            "agent": agent_name(service),
             "key_slot": credentials.key_slot,
-            "registered": True,
+            "registered": service.keyholder.registered,
+            **({} if service.keyholder.problem is None else {"problem": service.keyholder.problem}),
         },
     )
     return JSONResponse(report, headers={"cache-control": "no-store"})
@@ -91,4 +93,8 @@ async def receipt(request: Request, identifier: str) -> JSONResponse:
     if found is None:
         raise Problem(404, "not-found", "Not found", "There is no receipt with this id, or it is too old.")
     document: dict[str, Any] = json.loads(found)
+    # Whoever has just bought it attested the keyset that it names, which may have been replaced meanwhile.
+    for credentials in service_of(request).keyholder.valid:
+        if credentials.identity.keyset.digest == document["workload_keyset_digest"]:
+            answer_under(request, credentials)
     return JSONResponse(document, headers={"cache-control": "private, no-transform"})

@@ -39,8 +39,8 @@ async def readyz(request: Request) -> JSONResponse:
     body: dict[str, Any] = {
         "ready": not problems,
         "problems": problems,
-        "agent": str(service.identity.agent),
-        "registered": True,
+        "agent": agent_name(service),
+        "registered": service.keyholder.registered,
         "model": service.backend.identity.name,
     }
     return JSONResponse(body, status_code=503 if problems else 200, headers={"cache-control": "no-store"})
@@ -48,12 +48,20 @@ async def readyz(request: Request) -> JSONResponse:
 
 async def unreadiness(service: "Service") -> list[str]:
     """What would make the next paid call fail, one sentence each; empty when all is well."""
-    return [*expiry(service), *await service.readiness.problems()]
+    return [*unconfirmed(service), *await service.readiness.problems()]
 
 
-def expiry(service: "Service") -> list[str]:
-    """Why nothing may be sold under the present keys any more."""
+def agent_name(service: "Service") -> str | None:
+    """The agent's reference; None while it has none."""
+    agent = service.identity.agent
+    return None if agent is None else str(agent)
+
+
+def unconfirmed(service: "Service") -> list[str]:
+    """Why nothing may be sold under the present keys, now or any more."""
     current = service.keyholder.current
+    if service.keyholder.problem is not None:
+        return [service.keyholder.problem]
     if service.keyholder.may_sell(current):
         return []
     left = current.identity.keyset.not_after - service.clock()

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pydantic import BaseModel
+
+from service.http.answers import DONE, EVENT_STREAM, event
+
 _TEXT: Final = {"type": "string"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 
@@ -143,6 +147,12 @@ PARAMETERS: Final[list[dict[str, Any]]] = [
 """Request headers of a paid endpoint."""
 
 
+def bought(description: str, example: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer that is bought: as JSON, or as a stream of events, of which one is given."""
+    stream = {"schema": _TEXT, "example": (event(example) + DONE).decode()}
+    return {"description": description, "headers": PAID_HEADERS, "content": {EVENT_STREAM: stream}}
+
+
 def paid_responses(*, refused: str) -> dict[int | str, dict[str, Any]]:
     """Every answer of a paid endpoint but the one that was bought.
 
@@ -196,3 +206,20 @@ def responses(description: str, *, media_type: str | None = None, **problems: st
 def json_body(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A request body that is read and validated past the framework."""
     return {"required": True, "content": {"application/json": {"schema": dict(schema)}}}
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a request without references: in the OpenAPI document they would lead elsewhere."""
+    schema = model.model_json_schema()
+    whole: dict[str, Any] = _inlined(schema, schema.pop("$defs", {}))
+    return whole
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
+    return {name: _inlined(value, definitions) for name, value in schema.items() if name != "discriminator"}

@@ -23,7 +23,7 @@ from service.call import (
     Request,
     Stream,
 )
-from service.http.health import expiry, unreadiness
+from service.http.health import unconfirmed, unreadiness
 from service.http.problems import Problem, unavailable
 from service.http.signing import request_url
 from service.http.state import answer_under
@@ -88,7 +88,7 @@ async def sell(http: HttpRequest, service: "Service", sale: Sale) -> Response:
         credentials = service.keyholder.give_terms(request.digest)
         answer_under(http, credentials)
         return terms.response(UNPAID, credentials)
-    if problems := expiry(service):
+    if problems := unconfirmed(service):
         raise _not_ready(problems)
     # One purchase, one keyset: the one that the terms were given under.
     credentials = service.keyholder.terms_given(request.digest)

@@ -2,17 +2,21 @@
 
 import json
 import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from attestation.digest import digest
 from service.call import Produced
-from service.http.body import json_object, read_body
-from service.http.openapi import PAID_HEADERS, PARAMETERS, json_body, paid_responses
+from service.http import paths
+from service.http.answers import DONE, EVENT_STREAM, Usage, event, produced, usage_of
+from service.http.body import ESCAPED_BYTES, OPTIONS_BYTES, read_body, validated
+from service.http.openapi import PARAMETERS, bought, json_body, paid_responses, schema_of
 from service.http.paid import Sale, no_answer, sell
 from service.http.problems import Problem
 from service.http.state import service_of
@@ -35,14 +39,6 @@ router = APIRouter(tags=["summaries"])
 
 DESCRIPTION: Final = "A summary of one document."
 
-_ESCAPED_BYTES: Final = 3
-"""JSON that escapes every character outside ASCII needs at most three bytes for each byte of UTF-8 text."""
-_OPTIONS_BYTES: Final = 4_096
-
-MAX_LISTED: Final = 10
-MAX_NAME: Final = 100
-"""Mistakes that one answer lists, and characters of a field's name that it repeats: no error is a large answer."""
-
 
 class SummarizeRequest(BaseModel):
     """What a buyer asks for."""
@@ -58,14 +54,7 @@ class SummarizeRequest(BaseModel):
         str | None,
         Field(max_length=35, description=f"ISO 639-1 code: {', '.join(LANGUAGES)}. The document's own when absent."),
     ] = None
-
-
-class Usage(BaseModel):
-    """Tokens that were computed."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    stream: Annotated[bool, Field(description="Send the summary while it is being written, as events.")] = False
 
 
 class Summary(BaseModel):
@@ -89,61 +78,50 @@ _EXAMPLE: Final = Summary(
     usage=Usage(prompt_tokens=412, completion_tokens=38, total_tokens=450),
 )
 
+_EVENT: Final = {
+    "id": _EXAMPLE.id,
+    "object": "summary.chunk",
+    "created": _EXAMPLE.created,
+    "model": _EXAMPLE.model,
+    "delta": "The committee",
+    "finish_reason": None,
+}
+
 DISCOVERY: Final = declare(
     body={"document": "The committee met on Tuesday.", "style": "paragraph"},
-    body_schema=SummarizeRequest.model_json_schema(),
+    body_schema=schema_of(SummarizeRequest),
     answer=_EXAMPLE.model_dump(),
 )
 
 
 @router.post(
-    "/v1/summarize",
+    paths.SUMMARIZE,
     response_model=Summary,
     responses={
-        200: {"description": "The summary.", "headers": PAID_HEADERS},
+        200: bought("The summary; with `stream`, events that end with `data: [DONE]`.", _EVENT),
         **paid_responses(refused="The document or an option is refused."),
     },
-    openapi_extra={"requestBody": json_body(SummarizeRequest.model_json_schema()), "parameters": PARAMETERS},
+    openapi_extra={"requestBody": json_body(schema_of(SummarizeRequest)), "parameters": PARAMETERS},
 )
 async def summarize(http: HttpRequest) -> Response:
     """Summarise a document. Without a payment the answer is a 402 that says what it costs."""
     service = service_of(http)
-    limit = service.settings.max_document_bytes * _ESCAPED_BYTES + _OPTIONS_BYTES
-    body = await read_body(http, limit=limit)
-    plan = await _plan(service, _parse(body))
-
-    async def produce() -> Produced:
-        async with service.admission.slot():
-            return await _produce(service, plan)
-
-    sale = Sale(
-        body=body,
-        description=DESCRIPTION,
-        input_tokens=plan.prompt_tokens,
-        max_output_tokens=plan.max_output_tokens,
-        produce=produce,
-        discovery=DISCOVERY,
+    body = await read_body(http, limit=service.settings.max_document_bytes * ESCAPED_BYTES + OPTIONS_BYTES)
+    wanted = validated(body, SummarizeRequest)
+    plan = await _plan(service, wanted)
+    return await sell(
+        http,
+        service,
+        Sale(
+            body=body,
+            description=DESCRIPTION,
+            input_tokens=plan.prompt_tokens,
+            produce=partial(_stream if wanted.stream else _produce, service, plan),
+            max_output_tokens=plan.max_output_tokens,
+            stream=wanted.stream,
+            discovery=DISCOVERY,
+        ),
     )
-    return await sell(http, service, sale)
-
-
-def _parse(body: bytes) -> SummarizeRequest:
-    try:
-        return SummarizeRequest.model_validate(json_object(body))
-    except ValidationError as error:
-        problems = [
-            {"field": ".".join(str(part) for part in item["loc"])[:MAX_NAME] or "body", "message": item["msg"]}
-            for item in error.errors(include_url=False, include_context=False, include_input=False)[:MAX_LISTED]
-        ]
-        first = problems[0]
-        raise Problem(
-            422,
-            "invalid-request",
-            "Invalid request",
-            f"{first['field']}: {first['message']}",
-            field=first["field"],
-            members={"errors": problems},
-        ) from error
 
 
 async def _plan(service: "Service", wanted: SummarizeRequest) -> SummaryPlan:
@@ -158,33 +136,39 @@ async def _plan(service: "Service", wanted: SummarizeRequest) -> SummaryPlan:
 
 
 async def _produce(service: "Service", plan: SummaryPlan) -> Produced:
-    result = await service.summarizer.run(plan)
-    model = service.backend.identity
-    answer_id = f"sum-{secrets.token_hex(16)}"
+    async with service.admission.slot():
+        result = await service.summarizer.run(plan)
     answer = Summary(
-        id=answer_id,
+        id=_new_id(),
         created=service.clock(),
-        model=model.name,
+        model=service.backend.identity.name,
         summary=result.text,
         finish_reason=result.finish_reason,
-        usage=Usage(
-            prompt_tokens=result.prompt_tokens,
-            completion_tokens=result.completion_tokens,
-            total_tokens=result.prompt_tokens + result.completion_tokens,
-        ),
+        usage=usage_of(result),
     )
-    return Produced(
-        answer_id=answer_id,
-        model=model.name,
-        body=json.dumps(answer.model_dump(), ensure_ascii=False).encode(),
-        forwarded=tuple(digest(request) for request in result.forwarded),
-        completed={
-            "model": model.name,
-            "weights_sha256": model.weights_sha256,
-            "weights_origin": model.weights_origin,
-            "prompt_tokens": result.prompt_tokens,
-            "completion_tokens": result.completion_tokens,
-            "finish_reason": result.finish_reason,
-            "calls": result.calls,
-        },
-    )
+    body = json.dumps(answer.model_dump(), ensure_ascii=False).encode()
+    return produced(answer.id, body, result, service.backend.identity)
+
+
+async def _stream(service: "Service", plan: SummaryPlan) -> AsyncGenerator[bytes | Produced, None]:
+    model = service.backend.identity
+    head = {"id": _new_id(), "object": "summary.chunk", "created": service.clock(), "model": model.name}
+    sent: list[bytes] = []
+
+    def chunk(delta: str, **end: object) -> bytes:
+        sent.append(event({**head, "delta": delta, "finish_reason": None, **end}))
+        return sent[-1]
+
+    async with service.admission.slot(), aclosing(service.summarizer.stream(plan)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, str):
+                yield chunk(piece)
+                continue
+            yield chunk("", finish_reason=piece.finish_reason, usage=usage_of(piece).model_dump())
+            yield DONE
+            body = b"".join([*sent, DONE])
+            yield produced(str(head["id"]), body, piece, model, media_type=EVENT_STREAM)
+
+
+def _new_id() -> str:
+    return f"sum-{secrets.token_hex(16)}"

@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse
 from attestation.http_signature import DIRECTORY_PATH, key_directory
 from attestation.keyset import ALGO_HTTP
 from attestation.manifest import PATH as MANIFEST_PATH
+from service.http import paths
 from service.http.openapi import responses
 from service.http.state import service_of
 
@@ -19,10 +20,11 @@ class KeyDirectory(JSONResponse):
     media_type = "application/http-message-signatures-directory+json"
 
 
-@router.get("/.well-known/agent-registration.json", responses=responses("The registration file."))
+@router.get(paths.REGISTRATION, responses=responses("The registration file."))
 async def agent_registration(request: Request) -> JSONResponse:
     """The agent's ERC-8004 registration file; served here, it proves that the agent controls this domain."""
-    return JSONResponse(dict(service_of(request).registration))
+    service = service_of(request)
+    return JSONResponse(dict(service.registration(service.identity.agent)))
 
 
 @router.get(

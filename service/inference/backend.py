@@ -8,6 +8,7 @@
      ├─ ContextExceeded       prompt and answer do not fit the context; nothing was computed
      ├─ TruncatedPrompt       the server computed on less than it was sent
      ├─ WeightsChanged        the weights file is no longer the one that was hashed
+     ├─ EmptyAnswer           the model wrote nothing
      └─ InvalidBackendAnswer  the answer is not what the API promises
 
 Every one of these means: no answer, no charge.
@@ -15,8 +16,9 @@ Every one of these means: no answer, no charge.
 
 # ruff: noqa: N818 - the names say what happened, not that it is an error
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -27,6 +29,7 @@ FinishReason = Literal["stop", "length"]
 WeightsOrigin = Literal["measured", "claimed"]
 
 _TEMPERATURE: Final = re.compile(r"[01](\.\d{1,3})?|2")
+_SHARE: Final = re.compile(r"0\.\d{1,3}|1")
 
 
 class BackendError(Exception):
@@ -71,6 +74,10 @@ class WeightsChanged(BackendError):
     """The weights file changed after it was hashed, so nobody can say what would compute the answer."""
 
 
+class EmptyAnswer(BackendError):
+    """The model answered with nothing. There is nothing to sell."""
+
+
 class InvalidBackendAnswer(BackendError):
     """The server's answer is not what its API promises."""
 
@@ -88,11 +95,29 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class JsonOutput:
+    """The answer has to be one JSON document: an object, or what `schema` describes.
+
+    `schema` is the text of a JSON Schema, already found harmless: engines compile it.
+    """
+
+    schema: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """``response_format`` as OpenAI's API takes it."""
+        if self.schema is None:
+            return {"type": "json_object"}
+        described = {"name": "answer", "schema": json.loads(self.schema), "strict": True}
+        return {"type": "json_schema", "json_schema": described}
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationParams:
     """How an answer is generated.
 
     `max_tokens` bounds the answer. `temperature` is 0 or a decimal in text ("0.7"), between 0 and 2, because the
-    build manifest holds no floats. Zero means greedy; it does not promise the same answer twice.
+    build manifest holds no floats; so is `top_p`, above 0 and up to 1. Zero temperature means greedy; it does not
+    promise the same answer twice. What is None is left to the engine.
 
     Raises:
         ValueError: a value out of range; the message names the field.
@@ -102,12 +127,16 @@ class GenerationParams:
     temperature: int | str = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    top_p: str | None = None
+    output: JsonOutput | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}; at least 1")
         if not _TEMPERATURE.fullmatch(str(self.temperature)):
             raise ValueError(f"temperature is {self.temperature!r}; 0 to 2 with at most three decimals")
+        if self.top_p is not None and (not _SHARE.fullmatch(self.top_p) or float(self.top_p) == 0):
+            raise ValueError(f"top_p is {self.top_p!r}; above 0, at most 1, with at most three decimals")
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed is {self.seed}; 0 to 4294967295")
         if any(not text for text in self.stop):
@@ -117,14 +146,25 @@ class GenerationParams:
         """The parameters with integers and texts only, for the build manifest."""
         return {
             "max_tokens": self.max_tokens,
+            "output": None if self.output is None else self.output.to_json(),
             "seed": self.seed,
             "stop": list(self.stop),
             "temperature": self.temperature,
+            "top_p": self.top_p,
         }
 
     def wire_temperature(self) -> int | float:
         """The temperature as the JSON number that model servers take."""
         return self.temperature if isinstance(self.temperature, int) else float(self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long one call may take, in seconds. A streamed answer must also begin, and go on, in time."""
+
+    total: float
+    first_token: float = 300.0
+    between_tokens: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +213,13 @@ class TokenCount:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of an answer's text. Never empty, and never ends within a character."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """An answer, complete unless `finish_reason` is ``length``.
 
@@ -201,11 +248,22 @@ class Backend(Protocol):
     def identity(self) -> ModelIdentity:
         """Which model answers."""
 
+    @property
+    def forces_json(self) -> bool:
+        """Whether the engine is known to hold an answer to `GenerationParams.output`."""
+
     async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
         """The prompt's size, with the model's chat template. Raises BackendError."""
 
     async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:
         """Generate an answer to the whole prompt, or raise a BackendError. Never truncates."""
+
+    def stream(self, messages: Sequence[Message], params: GenerationParams) -> AsyncGenerator[Delta | Completion, None]:
+        """Generate an answer piece by piece: its text as `Delta`s, then the whole as one `Completion`.
+
+        The first piece comes when the model has begun to answer. Promises and errors are those of `complete`, but an
+        error may come after pieces. Closing the generator ends the work.
+        """
 
     async def health(self) -> None:
         """Return when the backend could answer now; otherwise raise a BackendError."""

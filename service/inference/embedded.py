@@ -12,7 +12,8 @@ configured. The cache would also keep earlier buyers' documents in memory.
 
 import asyncio
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,15 +26,18 @@ from service.inference.backend import (
     BackendTimeout,
     BackendUnavailable,
     Completion,
+    Delta,
     GenerationParams,
     InvalidBackendAnswer,
     Message,
     ModelIdentity,
+    Timeouts,
     TokenCount,
     WeightsChanged,
     check_fits,
 )
 from service.inference.openai import ChatCompletions
+from service.inference.relay import relay
 from service.inference.weights import VerifiedWeights
 
 _BATCH_TOKENS: Final = 128
@@ -70,19 +74,19 @@ class EmbeddedBackend:
         server: Any,
         directory: "tempfile.TemporaryDirectory[str]",
         *,
-        timeout_seconds: float,
+        timeouts: Timeouts,
     ) -> None:
         self._weights = weights
         self._identity = identity
         self._server = server
         self._directory = directory
-        self._timeout = timeout_seconds
+        self._timeouts = timeouts
         # The engine closes connections after a stream without saying so; a new one costs nothing here.
         transport = httpx.AsyncHTTPTransport(
             uds=str(_socket(directory)), limits=httpx.Limits(max_keepalive_connections=0)
         )
         self._client = httpx.AsyncClient(
-            transport=transport, base_url="http://embedded/v1/", timeout=httpx.Timeout(timeout_seconds)
+            transport=transport, base_url="http://embedded/v1/", timeout=httpx.Timeout(timeouts.total)
         )
         self._chat = ChatCompletions(self._client, identity.name, {"cache_prompt": False})
         self._calls: set[asyncio.Task[Any]] = set()
@@ -93,7 +97,7 @@ class EmbeddedBackend:
         weights: VerifiedWeights,
         *,
         threads: int,
-        timeout_seconds: float,
+        timeouts: Timeouts,
         context_size: int | None = None,
         engine_log: bool = False,
     ) -> "EmbeddedBackend":
@@ -111,7 +115,7 @@ class EmbeddedBackend:
             ValueError: `threads` or `context_size` out of range.
         """
         opening = asyncio.create_task(
-            cls._open(weights, threads, timeout_seconds, context_size=context_size, engine_log=engine_log)
+            cls._open(weights, threads, timeouts, context_size=context_size, engine_log=engine_log)
         )
         try:
             return await asyncio.shield(opening)
@@ -127,7 +131,7 @@ class EmbeddedBackend:
         cls,
         weights: VerifiedWeights,
         threads: int,
-        timeout_seconds: float,
+        timeouts: Timeouts,
         *,
         context_size: int | None,
         engine_log: bool,
@@ -153,7 +157,7 @@ class EmbeddedBackend:
                 server = await asyncio.to_thread(xllamacpp.Server, params)
             except RuntimeError as error:
                 raise BackendUnavailable(f"the engine does not load {weights.file.path}: {error}") from error
-            backend = cls(weights, identity, server, directory, timeout_seconds=timeout_seconds)
+            backend = cls(weights, identity, server, directory, timeouts=timeouts)
         except BaseException:
             directory.cleanup()
             raise
@@ -173,6 +177,10 @@ class EmbeddedBackend:
     def identity(self) -> ModelIdentity:
         return self._identity
 
+    @property
+    def forces_json(self) -> bool:
+        return True
+
     async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
         return await self._call(self._chat.input_tokens(messages))
 
@@ -180,7 +188,18 @@ class EmbeddedBackend:
         self._check_weights()
         count = await self.count_tokens(messages)
         check_fits(count, params, self._identity.context_size)
-        return await self._call(self._chat.complete(self._chat.request(messages, params), count, self._timeout))
+        return await self._call(self._chat.complete(self._chat.request(messages, params), count, self._timeouts.total))
+
+    async def stream(
+        self, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Delta | Completion, None]:
+        self._check_weights()
+        count = await self.count_tokens(messages)
+        check_fits(count, params, self._identity.context_size)
+        body = self._chat.request(messages, params, stream=True)
+        async with aclosing(relay(self._chat.stream(body, count), self._timeouts, self._calls)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def health(self) -> None:
         self._check_weights()

@@ -11,8 +11,10 @@ ourselves; without it the weights are a claim.
 """
 
 import asyncio
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -25,11 +27,13 @@ from service.inference.backend import (
     BackendTimeout,
     BackendUnavailable,
     Completion,
+    Delta,
     GenerationParams,
     InvalidBackendAnswer,
     Message,
     ModelIdentity,
     ModelNotFound,
+    Timeouts,
     TokenCount,
     WeightsChanged,
     check_fits,
@@ -37,6 +41,7 @@ from service.inference.backend import (
     estimate_tokens,
     serialise,
 )
+from service.inference.relay import relay
 from service.inference.weights import MeasuredFile, WeightsMismatch, measure
 
 _BLOB: Final = re.compile(r"^FROM\s+\S*[/\\]blobs[/\\]sha256[-:]([0-9a-f]{64})\s*$", re.MULTILINE)
@@ -60,6 +65,12 @@ class _ChatAnswer(BaseModel):
     eval_count: Count
 
 
+class _Part(BaseModel):
+    message: _Answer | None = None
+    done: bool = False
+    error: Any = None
+
+
 class OllamaBackend:
     """A Backend over one Ollama server. Make it with `open`."""
 
@@ -71,14 +82,14 @@ class OllamaBackend:
         identity: ModelIdentity,
         weights: MeasuredFile | None,
         *,
-        timeout_seconds: float,
+        timeouts: Timeouts,
     ) -> None:
         self._uri = uri
         self._http = http
         self._client = client
         self._identity = identity
         self._weights = weights
-        self._timeout = timeout_seconds
+        self._timeouts = timeouts
 
     @classmethod
     async def open(
@@ -88,7 +99,7 @@ class OllamaBackend:
         model: str,
         *,
         context_size: int,
-        timeout_seconds: float,
+        timeouts: Timeouts,
         models_dir: Path | None = None,
     ) -> "OllamaBackend":
         """Connect, look the model up and, with `models_dir` (``$OLLAMA_MODELS``), hash its weights.
@@ -103,7 +114,7 @@ class OllamaBackend:
         """
         base_url = base_url.rstrip("/")
         http = httpx.AsyncClient(
-            base_url=base_url + "/", timeout=httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds))
+            base_url=base_url + "/", timeout=httpx.Timeout(timeouts.total, connect=min(5.0, timeouts.total))
         )
         client = ollama.AsyncClient(host=base_url, timeout=_PROBE_SECONDS)
         try:
@@ -123,7 +134,7 @@ class OllamaBackend:
             await http.aclose()
             await client.close()  # type: ignore[no-untyped-call]
             raise
-        return cls(uri, http, client, identity, weights, timeout_seconds=timeout_seconds)
+        return cls(uri, http, client, identity, weights, timeouts=timeouts)
 
     @property
     def uri(self) -> str:
@@ -132,6 +143,10 @@ class OllamaBackend:
     @property
     def identity(self) -> ModelIdentity:
         return self._identity
+
+    @property
+    def forces_json(self) -> bool:
+        return True
 
     async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
         """Bounds: Ollama has no way to count without computing."""
@@ -143,18 +158,39 @@ class OllamaBackend:
         check_fits(count, params, self._identity.context_size)
         body = self._request(messages, params)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeouts.total):
                 answer = await wire.post(self._http, "api/chat", body, _ChatAnswer)
         except TimeoutError as error:
-            raise BackendTimeout(f"no answer within {self._timeout:g} seconds") from error
-        check_prompt_seen(count, answer.prompt_eval_count)
-        return Completion(
-            text=answer.message.content,
-            finish_reason=answer.done_reason,
-            prompt_tokens=answer.prompt_eval_count,
-            completion_tokens=answer.eval_count,
-            forwarded=body,
-        )
+            raise BackendTimeout(f"no answer within {self._timeouts.total:g} seconds") from error
+        return _completion(answer, answer.message.content, count, body)
+
+    async def stream(
+        self, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Delta | Completion, None]:
+        self._check_weights()
+        count = await self.count_tokens(messages)
+        check_fits(count, params, self._identity.context_size)
+        body = self._request(messages, params, stream=True)
+        async with aclosing(relay(self._pieces(body, count), self._timeouts)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _pieces(self, body: bytes, count: TokenCount) -> AsyncGenerator[Delta | Completion, None]:
+        text: list[str] = []
+        async with aclosing(wire.lines(self._http, "api/chat", body)) as lines:
+            async for line in lines:
+                part = wire.parse_json(line, _Part)
+                if part.error is not None:
+                    raise wire.refusal_of(500, part.error)
+                if part.message is None:
+                    raise InvalidBackendAnswer("Ollama sent a line without a message")
+                if part.message.content:
+                    text.append(part.message.content)
+                    yield Delta(part.message.content)
+                if part.done:
+                    yield _completion(wire.parse_json(line, _ChatAnswer), "".join(text), count, body)
+                    return
+        raise BackendUnavailable("Ollama ended in the middle of its answer")
 
     async def health(self) -> None:
         self._check_weights()
@@ -164,7 +200,7 @@ class OllamaBackend:
         await self._http.aclose()
         await self._client.close()  # type: ignore[no-untyped-call]
 
-    def _request(self, messages: Sequence[Message], params: GenerationParams) -> bytes:
+    def _request(self, messages: Sequence[Message], params: GenerationParams, *, stream: bool = False) -> bytes:
         options: dict[str, Any] = {
             "num_ctx": self._identity.context_size,
             "num_predict": params.max_tokens,
@@ -173,20 +209,29 @@ class OllamaBackend:
         }
         if params.stop:
             options["stop"] = list(params.stop)
-        return serialise(
-            {
-                "model": self._identity.name,
-                "messages": [message.to_json() for message in messages],
-                "options": options,
-                "shift": False,
-                "stream": False,
-                "truncate": False,
-            }
-        )
+        if params.top_p is not None:
+            options["top_p"] = float(params.top_p)
+        body: dict[str, Any] = {
+            "model": self._identity.name,
+            "messages": [message.to_json() for message in messages],
+            "options": options,
+            "shift": False,
+            "stream": stream,
+            "truncate": False,
+        }
+        if params.output is not None:
+            schema = params.output.schema
+            body["format"] = "json" if schema is None else json.loads(schema)
+        return serialise(body)
 
     def _check_weights(self) -> None:
         if self._weights is not None and not self._weights.unchanged():
             raise WeightsChanged(f"the weights file {self._weights.path} changed after it was hashed")
+
+
+def _completion(answer: _ChatAnswer, text: str, count: TokenCount, body: bytes) -> Completion:
+    check_prompt_seen(count, answer.prompt_eval_count)
+    return Completion(text, answer.done_reason, answer.prompt_eval_count, answer.eval_count, body)
 
 
 async def _show(client: ollama.AsyncClient, model: str) -> ollama.ShowResponse:

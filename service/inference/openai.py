@@ -4,8 +4,9 @@ URI: ``openai:https://host/v1#model``. The weights are the operator's claim: not
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, Final, Literal
 
 import httpx
 from pydantic import BaseModel, Field
@@ -14,18 +15,26 @@ from service.inference import wire
 from service.inference.backend import (
     BackendRejected,
     BackendTimeout,
+    BackendUnavailable,
     Completion,
+    Delta,
+    FinishReason,
     GenerationParams,
     InvalidBackendAnswer,
     Message,
     ModelIdentity,
     ModelNotFound,
+    Timeouts,
     TokenCount,
     check_fits,
     check_prompt_seen,
     estimate_tokens,
     serialise,
 )
+from service.inference.relay import relay
+
+_EVENT: Final = b"data:"
+_LAST: Final = b"[DONE]"
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -47,6 +56,21 @@ class _Usage(BaseModel):
 class _ChatCompletion(BaseModel):
     choices: Annotated[list[_Choice], Field(min_length=1, max_length=1)]
     usage: _Usage
+
+
+class _Piece(BaseModel):
+    content: str | None = None
+
+
+class _ChunkChoice(BaseModel):
+    finish_reason: Literal["stop", "length"] | None = None
+    delta: _Piece
+
+
+class _Chunk(BaseModel):
+    choices: Annotated[list[_ChunkChoice], Field(max_length=1)] | None = None
+    usage: _Usage | None = None
+    error: Any = None
 
 
 class _InputTokens(BaseModel):
@@ -74,19 +98,25 @@ class ChatCompletions:
         self._model = model
         self._extra = extra or {}
 
-    def request(self, messages: Sequence[Message], params: GenerationParams) -> bytes:
-        """The exact body that `complete` sends."""
+    def request(self, messages: Sequence[Message], params: GenerationParams, *, stream: bool = False) -> bytes:
+        """The exact body that `complete`, or `stream`, sends."""
         body: dict[str, Any] = {
             "model": self._model,
             "messages": [message.to_json() for message in messages],
             "max_tokens": params.max_tokens,
             "temperature": params.wire_temperature(),
             "seed": params.seed,
-            "stream": False,
+            "stream": stream,
             **self._extra,
         }
+        if stream:
+            body["stream_options"] = {"include_usage": True}
         if params.stop:
             body["stop"] = list(params.stop)
+        if params.top_p is not None:
+            body["top_p"] = float(params.top_p)
+        if params.output is not None:
+            body["response_format"] = params.output.to_json()
         return serialise(body)
 
     async def complete(self, body: bytes, count: TokenCount, timeout_seconds: float) -> Completion:
@@ -106,6 +136,34 @@ class ChatCompletions:
             forwarded=body,
         )
 
+    async def stream(self, body: bytes, count: TokenCount) -> AsyncGenerator[Delta | Completion, None]:
+        """Send `body`; the answer as it comes, checked against `count`. Raises BackendError."""
+        text: list[str] = []
+        reason: FinishReason | None = None
+        usage: _Usage | None = None
+        async with aclosing(wire.lines(self._client, "chat/completions", body)) as lines:
+            async for line in lines:
+                data = line.removeprefix(_EVENT).strip()
+                if data in (line, _LAST):  # a comment or another field of server-sent events; the end
+                    continue
+                chunk = wire.parse_json(data, _Chunk)
+                if chunk.error is not None:
+                    raise wire.refusal_of(500, chunk.error)
+                if chunk.choices is None:
+                    raise InvalidBackendAnswer("the model server sent an event without choices")
+                usage = chunk.usage or usage
+                for choice in chunk.choices:
+                    reason = choice.finish_reason or reason
+                    if choice.delta.content:
+                        text.append(choice.delta.content)
+                        yield Delta(choice.delta.content)
+        if reason is None:
+            raise BackendUnavailable("the model server ended in the middle of its answer")
+        if usage is None:
+            raise InvalidBackendAnswer("the model server did not say how many tokens it computed")
+        check_prompt_seen(count, usage.prompt_tokens)
+        yield Completion("".join(text), reason, usage.prompt_tokens, usage.completion_tokens, body)
+
     async def input_tokens(self, messages: Sequence[Message]) -> TokenCount:
         """Exact count by llama-server (``POST chat/completions/input_tokens``). Raises BackendError."""
         body = serialise({"model": self._model, "messages": [message.to_json() for message in messages]})
@@ -123,14 +181,14 @@ class OpenAIBackend:
     """A Backend over an OpenAI-compatible server. Make it with `open`."""
 
     def __init__(
-        self, uri: str, client: httpx.AsyncClient, identity: ModelIdentity, *, counting: str, timeout_seconds: float
+        self, uri: str, client: httpx.AsyncClient, identity: ModelIdentity, *, counting: str, timeouts: Timeouts
     ) -> None:
         self._uri = uri
         self._client = client
         self._identity = identity
         self._chat = ChatCompletions(client, identity.name)
         self._counting = counting
-        self._timeout = timeout_seconds
+        self._timeouts = timeouts
 
     @classmethod
     async def open(
@@ -140,7 +198,7 @@ class OpenAIBackend:
         model: str,
         *,
         context_size: int,
-        timeout_seconds: float,
+        timeouts: Timeouts,
         api_key: str | None = None,
     ) -> "OpenAIBackend":
         """Connect, check that the model is there and find out how the server counts tokens.
@@ -153,7 +211,7 @@ class OpenAIBackend:
         client = httpx.AsyncClient(
             base_url=base_url.rstrip("/") + "/",
             headers=headers,
-            timeout=httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds)),
+            timeout=httpx.Timeout(timeouts.total, connect=min(5.0, timeouts.total)),
         )
         identity = ModelIdentity(
             name=model,
@@ -164,7 +222,7 @@ class OpenAIBackend:
             engine="openai-compatible",
         )
         try:
-            backend = cls(uri, client, identity, counting="estimate", timeout_seconds=timeout_seconds)
+            backend = cls(uri, client, identity, counting="estimate", timeouts=timeouts)
             await backend.health()
             backend._counting = await backend._find_counting()
         except BaseException:
@@ -179,6 +237,12 @@ class OpenAIBackend:
     @property
     def identity(self) -> ModelIdentity:
         return self._identity
+
+    @property
+    def forces_json(self) -> bool:
+        """llama-server and vLLM do, and they are known by how they count. Others take `response_format` and may not
+        know what it means."""
+        return self._counting != "estimate"
 
     async def _find_counting(self) -> str:
         probe = [Message("user", "count")]
@@ -202,7 +266,17 @@ class OpenAIBackend:
     async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:
         count = await self.count_tokens(messages)
         check_fits(count, params, self._identity.context_size)
-        return await self._chat.complete(self._chat.request(messages, params), count, self._timeout)
+        return await self._chat.complete(self._chat.request(messages, params), count, self._timeouts.total)
+
+    async def stream(
+        self, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Delta | Completion, None]:
+        count = await self.count_tokens(messages)
+        check_fits(count, params, self._identity.context_size)
+        body = self._chat.request(messages, params, stream=True)
+        async with aclosing(relay(self._chat.stream(body, count), self._timeouts)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def health(self) -> None:
         try:

@@ -3,12 +3,21 @@
 `Summarizer.plan` says before any payment what a summary will take, or refuses. `Summarizer.run` does exactly that.
 """
 
-import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 from attestation.digest import digest, jcs, sha256_hex
-from service.inference.backend import Backend, BackendError, FinishReason, GenerationParams, Message
+from service.inference.backend import (
+    Backend,
+    Completion,
+    Delta,
+    EmptyAnswer,
+    FinishReason,
+    GenerationParams,
+    Message,
+)
 from service.inference.document import (
     MAX_DOCUMENT_BYTES,
     DocumentTooLong,
@@ -17,8 +26,7 @@ from service.inference.document import (
     prepare,
 )
 from service.inference.language import guess_language
-
-# ruff: noqa: N818 - the names say what happened, not that it is an error
+from service.inference.polish import OPENINGS, Polish, polished
 
 Style = Literal["paragraph", "bullets", "headline"]
 
@@ -123,41 +131,6 @@ LANGUAGES: Final[dict[str, str]] = {
 }
 """Languages a summary can be asked in: ISO 639-1 code and the name the model is told."""
 
-OPENINGS: Final[dict[str, str]] = {
-    "ar": "الملخص",
-    "cs": "Shrnutí",
-    "da": "Resumé",
-    "de": "Zusammenfassung",
-    "el": "Περίληψη",
-    "en": "Summary",
-    "es": "Resumen",
-    "fi": "Tiivistelmä",
-    "fr": "Résumé",
-    "he": "סיכום",
-    "hi": "सारांश",
-    "hu": "Összefoglaló",
-    "id": "Ringkasan",
-    "it": "Riassunto",
-    "ja": "要約",
-    "ko": "요약",
-    "nl": "Samenvatting",
-    "no": "Sammendrag",
-    "pl": "Streszczenie",
-    "pt": "Resumo",
-    "ro": "Rezumat",
-    "ru": "Резюме",
-    "sv": "Sammanfattning",
-    "th": "สรุป",
-    "tr": "Özet",
-    "uk": "Резюме",
-    "vi": "Tóm tắt",
-    "zh": "摘要",
-}
-"""The word "summary" in each language, which the model is told to start with: it settles the language of the rest."""
-
-_NUMBER: Final = re.compile(r"[0-9]{1,2}[.)]\s+")
-_OPENING: Final = re.compile(rf"(?:{'|'.join(sorted({*OPENINGS.values(), 'Headline'}))})\s*[:\uff1a]\s*")
-
 DEFAULT_MAX_WORDS: Final[dict[Style, int]] = {"paragraph": 120, "bullets": 120, "headline": 15}
 MIN_MAX_WORDS: Final = 5
 MAX_MAX_WORDS: Final = 600
@@ -177,10 +150,6 @@ class InvalidOption(Unsummarizable):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field} {message}")
         self.field = field
-
-
-class EmptyAnswer(BackendError):
-    """The model answered with nothing. There is no summary to sell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,21 +254,44 @@ class Summarizer:
             BackendError: no answer to the whole prompt could be had.
         """
         completion = await self._backend.complete(plan.messages, plan.params)
-        text = completion.text.strip()
-        if opening := _OPENING.match(text):
-            text = text[opening.end() :]
-        if plan.style == "paragraph":
-            text = _unnumbered(text)
+        text = polished(completion.text, numbered=plan.style == "paragraph")
         if not text:
             raise EmptyAnswer("the model answered with an empty text")
-        return SummaryResult(
-            text=text,
-            finish_reason=completion.finish_reason,
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-            calls=1,
-            forwarded=(completion.forwarded,),
-        )
+        return _result(text, completion)
+
+    async def stream(self, plan: SummaryPlan) -> AsyncGenerator[str | SummaryResult, None]:
+        """Write the summary piece by piece, and give the whole at the end.
+
+        The first piece comes with the first word that the model writes, and is empty when that word is not shown. A
+        model that writes nothing but such words has them shown after all: by then the buyer may have paid.
+
+        Raises:
+            EmptyAnswer: the model wrote nothing; no piece has come.
+            BackendError: no answer to the whole prompt could be had; pieces may have come.
+        """
+        polish = Polish(numbered=plan.style == "paragraph")
+        shown: list[str] = []
+        async with aclosing(self._backend.stream(plan.messages, plan.params)) as pieces:
+            async for piece in pieces:
+                text = polish.feed(piece.text) if isinstance(piece, Delta) else polish.finish()
+                if text or (not shown and piece.text.strip()):
+                    shown.append(text)
+                    yield text
+                if isinstance(piece, Completion):
+                    if not shown:
+                        raise EmptyAnswer("the model answered with an empty text")
+                    yield _result("".join(shown), piece)
+
+
+def _result(text: str, completion: Completion) -> SummaryResult:
+    return SummaryResult(
+        text=text,
+        finish_reason=completion.finish_reason,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        calls=1,
+        forwarded=(completion.forwarded,),
+    )
 
 
 def build_messages(document: str, options: SummaryOptions) -> tuple[Message, ...]:
@@ -315,14 +307,6 @@ def build_messages(document: str, options: SummaryOptions) -> tuple[Message, ...
         Message("assistant", EXAMPLE_ANSWERS[style]),
         Message("user", _ask(text, style, options.words, options.language or guess_language(text))),
     )
-
-
-def _unnumbered(text: str) -> str:
-    """Numbered sentences as one paragraph; a text without numbers stays as it is."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines or not _NUMBER.match(lines[0]):
-        return text
-    return " ".join(_NUMBER.sub("", line, count=1) if _NUMBER.match(line) else line for line in lines)
 
 
 def _ask(text: str, style: Style, max_words: int, language: str | None) -> str:

@@ -28,14 +28,16 @@ at no charge.
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.payment.authorization import Authorization, PaymentKey, authorization_to_json
-from service.payment.ledger_lanes import Call, Lane, Rows, Step
+from service.payment.ledger_lanes import Call, Lane, Rows, Step, number_of
 from service.payment.ledger_postgres import postgres_lanes
+from service.payment.ledger_prune import prune
 from service.payment.ledger_schema import (
     LedgerCorruptError,
     LedgerError,
@@ -89,9 +91,6 @@ SETTLEMENT_LEASE_SECONDS: Final = 120
 UNFINISHED_PAGE: Final = 500
 """Rows of one `unfinished`: each may carry an answer."""
 
-PRUNED_AT_ONCE: Final = 500
-"""Rows removed in one transaction: payments do not wait for longer."""
-
 _OPEN: Final = frozenset({State.SETTLING, State.UNKNOWN})
 
 
@@ -128,10 +127,9 @@ class Ledger:
         if not 0 < len(owner) <= MAX_OWNER_CHARACTERS:
             raise ValueError(f"owner must have 1 to {MAX_OWNER_CHARACTERS} characters")
         parsed = _parsed(url)
-        await asyncio.to_thread(_prepare, parsed)
-        backend = parsed.get_backend_name()
-        lanes = postgres_lanes(parsed) if backend == "postgresql" else sqlite_lanes(prepare_file(parsed))
-        return cls(lanes, Statements(backend), owner, retention or Retention())
+        file = await asyncio.to_thread(_prepare, parsed)
+        lanes = postgres_lanes(parsed) if file is None else sqlite_lanes(file)
+        return cls(lanes, Statements(parsed.get_backend_name()), owner, retention or Retention())
 
     @property
     def owner(self) -> str:
@@ -336,7 +334,7 @@ class Ledger:
         """Keep a receipt. A receipt never changes: a second one under the same id is ignored."""
         statement = self._statements.put_receipt
         step = (statement, statement.bind(_receipt_values(receipt, now)))
-        await self._lanes["quick"].submit(Call((step,), _number))
+        await self._lanes["quick"].submit(Call((step,), number_of))
 
     async def bind_identifier(
         self, payer: str, identifier: str, request_digest: str, key: PaymentKey, now: int
@@ -367,35 +365,7 @@ class Ledger:
 
     async def prune(self, *, now: int) -> Pruned:
         """Remove what is more than the retention allows, a little at a time, between payments."""
-        keep, statements = self._retention, self._statements
-        surplus = (statements.first_surplus_receipt, (keep.max_receipts,))
-        last: int = await self._lanes["scan"].submit(Call((surplus,), lambda rows, _: rows[0][0] if rows else 0))
-        aged = {"given_before": now - keep.receipt_max_age_seconds, "given_last": last, "given_limit": PRUNED_AT_ONCE}
-        receipts = await self._repeat((statements.drop_receipts, statements.drop_receipts.bind(aged)))
-        old = {"given_before": now - keep.payment_max_age_seconds, "given_limit": PRUNED_AT_ONCE}
-        payments = await self._repeat((statements.drop_payments, statements.drop_payments.bind(old)))
-        await self._repeat((statements.drop_identifiers, statements.drop_identifiers.bind(old)))
-
-        def beyond(stored: Rows, _: Rows) -> list[int]:
-            total, dropped = 0, []
-            for id_, size in stored:
-                total += size
-                if total > keep.max_answer_bytes:
-                    dropped.append(id_)
-            return dropped
-
-        answers = 0
-        for id_ in await self._lanes["scan"].submit(Call(((statements.stored_answers, ()),), beyond)):
-            step = (statements.drop_answer, statements.drop_answer.bind({"given_id": id_}))
-            answers += await self._lanes["quick"].submit(Call((step,), _number))
-        return Pruned(receipts, payments, answers)
-
-    async def _repeat(self, step: Step) -> int:
-        """Make a step that removes a part, until nothing is left; the number of rows removed."""
-        total = 0
-        while removed := await self._lanes["quick"].submit(Call((step,), _number)):
-            total += removed
-        return total
+        return await prune(self._lanes, self._statements, self._retention, now=now)
 
     def _mine(self, lease_until: int) -> dict[str, Any]:
         return {"owner": self._owner, "lease_until": lease_until, "reason": None, "transaction_hash": None}
@@ -487,18 +457,15 @@ def _parsed(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg") if backend == "postgresql" else parsed
 
 
-def _prepare(url: URL) -> None:
-    if url.get_backend_name() == "sqlite":
-        prepare_file(url)
+def _prepare(url: URL) -> Path | None:
+    """A database of this version; the file that it is in, if it is."""
+    file = prepare_file(url) if url.get_backend_name() == "sqlite" else None
     migrate(url)
+    return file
 
 
 def _row_or_none(found: Rows, _: Rows) -> Row | None:
     return row_from(found[0]) if found else None
-
-
-def _number(found: Rows, _: Rows) -> int:
-    return len(found)
 
 
 def _unfinished(found: Rows, _: Rows) -> Unfinished:

@@ -77,7 +77,43 @@ Waiting: TypeAlias = tuple[Call[Any], "asyncio.Future[Any]"]
 Done: TypeAlias = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
-class Lane:
+class Lane(Protocol):
+    """Makes calls, one after the other or side by side."""
+
+    def submit(self, call: Call[T]) -> "asyncio.Future[T]":
+        """Queue a call. Its future is done on the event loop; cancelling it does not stop the call.
+
+        Raises:
+            LedgerUnavailableError: the lane is closed.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finish what is queued, then close the connections."""
+        ...
+
+
+class InlineLane:
+    """Makes each call at once, on the event loop: for what takes less time than handing it to a thread."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    def submit(self, call: Call[T]) -> "asyncio.Future[T]":
+        if self._closed:
+            raise LedgerUnavailableError("the ledger is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        _resolve(_run(self._session, [(call, future)]))
+        return future
+
+    async def close(self) -> None:
+        self._closed = True
+        self._session.close()
+
+
+class ThreadLane:
     """A queue of calls and the threads that take them, one for each session."""
 
     def __init__(self, name: str, sessions: Sequence[Session]) -> None:
@@ -92,11 +128,6 @@ class Lane:
             thread.start()
 
     def submit(self, call: Call[T]) -> "asyncio.Future[T]":
-        """Queue a call. Its future is done on the event loop; cancelling it does not stop the call.
-
-        Raises:
-            LedgerUnavailableError: the lane is closed.
-        """
         if self._closed:
             raise LedgerUnavailableError("the ledger is closed")
         future: asyncio.Future[T] = self._loop.create_future()
@@ -104,7 +135,6 @@ class Lane:
         return future
 
     async def close(self) -> None:
-        """Finish what is queued, then close the connections."""
         self._closed = True
         for _ in self._threads:
             self._queue.put(None)
@@ -118,7 +148,7 @@ class Lane:
             # What need not be on disk does not wait for what must.
             for part in ([each for each in batch if each[0].durable is durable] for durable in (False, True)):
                 if part:
-                    done = self._run(session, part)
+                    done = _run(session, part)
                     with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                         self._loop.call_soon_threadsafe(_resolve, done)
         session.close()
@@ -137,20 +167,21 @@ class Lane:
                 return batch, False
         return batch, True
 
-    def _run(self, session: Session, batch: list[Waiting]) -> list[Done]:
-        try:
-            rows = session.run([call for call, _ in batch])
-        except CallRefusedError as error:
-            if len(batch) == 1:
-                return [(batch[0][1], None, LedgerUnavailableError(str(error)))]
-            return [done for each in batch for done in self._run(session, [each])]
-        except LedgerUnavailableError as error:
-            return [(future, None, LedgerUnavailableError(str(error))) for _, future in batch]
-        except Exception as error:  # a thread that ends here would leave everybody waiting
-            session.close()
-            failure = f"the ledger did not answer: {type(error).__name__}"
-            return [(future, None, LedgerUnavailableError(failure)) for _, future in batch]
-        return [_read(call, future, *found) for (call, future), found in zip(batch, rows, strict=True)]
+
+def _run(session: Session, batch: list[Waiting]) -> list[Done]:
+    try:
+        rows = session.run([call for call, _ in batch])
+    except CallRefusedError as error:
+        if len(batch) == 1:
+            return [(batch[0][1], None, LedgerUnavailableError(str(error)))]
+        return [done for each in batch for done in _run(session, [each])]
+    except LedgerUnavailableError as error:
+        return [(future, None, LedgerUnavailableError(str(error))) for _, future in batch]
+    except Exception as error:  # a thread that ends here would leave everybody waiting
+        session.close()
+        failure = f"the ledger did not answer: {type(error).__name__}"
+        return [(future, None, LedgerUnavailableError(failure)) for _, future in batch]
+    return [_read(call, future, *found) for (call, future), found in zip(batch, rows, strict=True)]
 
 
 def _read(call: Call[Any], future: "asyncio.Future[Any]", first: Rows, otherwise: Rows) -> Done:
@@ -168,3 +199,7 @@ def _resolve(done: list[Done]) -> None:
             future.set_result(result)
         else:
             future.set_exception(error)
+
+
+def number_of(found: Rows, _: Rows) -> int:
+    return len(found)

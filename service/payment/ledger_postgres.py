@@ -14,7 +14,7 @@ import psycopg
 from psycopg import errors
 from sqlalchemy import URL
 
-from service.payment.ledger_lanes import Call, CallRefusedError, Lane, Rows, Step
+from service.payment.ledger_lanes import Call, CallRefusedError, Lane, Rows, Step, ThreadLane
 from service.payment.ledger_schema import LedgerUnavailableError
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
@@ -138,8 +138,8 @@ def postgres_lanes(url: URL) -> dict[str, Lane]:
         return [PostgresSession(arguments, durable=durable) for _ in range(number)]
 
     return {
-        "quick": Lane("writer", sessions(WRITERS)),
-        "durable": Lane("settler", sessions(WRITERS, durable=True)),
-        "read": Lane("reader", sessions(1)),
-        "scan": Lane("scanner", sessions(1)),
+        "quick": ThreadLane("writer", sessions(WRITERS)),
+        "durable": ThreadLane("settler", sessions(WRITERS, durable=True)),
+        "read": ThreadLane("reader", sessions(1)),
+        "scan": ThreadLane("scanner", sessions(1)),
     }

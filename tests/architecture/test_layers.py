@@ -97,6 +97,7 @@ def test_verification_exists_once() -> None:
     """Only the verifier calls the parts that a verdict is made of; everybody else calls the verifier."""
     parts = {
         "attestation.http_signature.verify_response",
+        "attestation.http_signature.verify_stream_head",
         "attestation.purchase.check_offer",
         "attestation.receipt.check_signature",
     }
@@ -125,6 +126,7 @@ def test_the_judgement_is_pure() -> None:
         "attestation.onchain",
         "attestation.payment_proof",
         "attestation.encoding",
+        "attestation.event_stream",
         *EVIDENCE_FORMATS,
     ]
     impure = {
@@ -151,7 +153,7 @@ def test_evidence_formats_import_no_provider() -> None:
 
 
 def test_the_environment_is_read_in_settings_and_command_lines_only() -> None:
-    allowed = {"service.settings", "service.cli", "attestation.cli"}
+    allowed = {"service.settings", "service.cli", "attestation.buyer_cli", "attestation.account"}
     readers = set()
     for name, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -169,6 +171,7 @@ def test_every_import_is_of_this_project_the_standard_library_or_a_declared_depe
         "eth_keys": "eth-account",
         "eth_typing": "web3",
         "eth_utils": "eth-account",
+        "hexbytes": "web3",
         "pydantic_core": "pydantic",
         "requests": "web3",
         "starlette": "fastapi",

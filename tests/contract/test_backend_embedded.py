@@ -16,6 +16,7 @@ from service.inference.backend import (
     GenerationParams,
     InvalidBackendAnswer,
     Message,
+    Timeouts,
     TokenCount,
     TruncatedPrompt,
     WeightsChanged,
@@ -67,7 +68,7 @@ async def test_weights_written_to_while_serving_stop_the_service(
     path = tmp_path / SMOLLM2_135M.file_name
     shutil.copyfile(smollm2_weights.file.path, path)
     backend = await EmbeddedBackend.open(
-        verify_weights(SMOLLM2_135M, path), threads=THREADS, timeout_seconds=30, context_size=512
+        verify_weights(SMOLLM2_135M, path), threads=THREADS, timeouts=Timeouts(30), context_size=512
     )
     await backend.complete(PROMPT, GenerationParams(max_tokens=1))
     with path.open("r+b") as file:
@@ -86,13 +87,13 @@ async def test_a_file_that_is_no_model_is_not_loaded(tmp_path: Path) -> None:
     result = path.stat()
     measured = MeasuredFile(path, "0" * 64, (result.st_ino, result.st_size, result.st_mtime_ns))
     with pytest.raises(BackendUnavailable, match="does not load"):
-        await EmbeddedBackend.open(VerifiedWeights(SMOLLM2_135M, measured), threads=1, timeout_seconds=1)
+        await EmbeddedBackend.open(VerifiedWeights(SMOLLM2_135M, measured), threads=1, timeouts=Timeouts(1))
 
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"context_size": 8193}, {"context_size": 10}])
 async def test_settings_out_of_range_are_refused(smollm2_weights: VerifiedWeights, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        await EmbeddedBackend.open(smollm2_weights, **{"threads": 1, "timeout_seconds": 1.0, **options})
+        await EmbeddedBackend.open(smollm2_weights, **{"threads": 1, "timeouts": Timeouts(1), **options})
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.001, 0.01, 0.1])
@@ -101,7 +102,7 @@ async def test_an_opening_that_is_cut_off_ends_and_leaves_no_engine(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     opening = asyncio.create_task(
-        EmbeddedBackend.open(smollm2_weights, threads=1, timeout_seconds=30, context_size=512)
+        EmbeddedBackend.open(smollm2_weights, threads=1, timeouts=Timeouts(30), context_size=512)
     )
     await asyncio.sleep(moment)
     assert not opening.done()
@@ -122,6 +123,25 @@ async def test_closing_ends_a_running_answer(small_model: EmbeddedBackend) -> No
             await call
 
 
+async def test_closing_ends_a_running_stream(small_model: EmbeddedBackend) -> None:
+    stream = small_model.stream(PROMPT, GenerationParams(max_tokens=900))
+    await anext(stream)
+    async with asyncio.timeout(10):
+        await small_model.close()
+        with pytest.raises(BackendUnavailable, match="closed"):
+            async for _ in stream:
+                pass
+
+
+async def test_a_slow_reader_does_not_slow_the_engine(small_model: EmbeddedBackend) -> None:
+    stream = small_model.stream(PROMPT, GenerationParams(max_tokens=24))
+    await anext(stream)
+    # Answered only once the engine's one slot is free, although nobody reads the stream.
+    async with asyncio.timeout(20):
+        await small_model.complete(PROMPT, GenerationParams(max_tokens=1))
+    assert isinstance([piece async for piece in stream][-1], Completion)
+
+
 async def test_the_uri_loads_verified_weights_from_the_cache(smollm2_weights: VerifiedWeights) -> None:
     options = BackendOptions(cache_dir=MODEL_CACHE, threads=THREADS, context_size=512)
     backend = await open_backend("embedded:smollm2-135m", options)
@@ -134,7 +154,7 @@ async def test_the_uri_loads_verified_weights_from_the_cache(smollm2_weights: Ve
 async def test_the_engine_is_silent_unless_asked(
     smollm2_weights: VerifiedWeights, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    backend = await EmbeddedBackend.open(smollm2_weights, threads=1, timeout_seconds=30, context_size=512)
+    backend = await EmbeddedBackend.open(smollm2_weights, threads=1, timeouts=Timeouts(30), context_size=512)
     await backend.complete(PROMPT, GenerationParams(max_tokens=1))
     await backend.close()
     assert capfd.readouterr() == ("", "")

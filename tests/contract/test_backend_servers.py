@@ -14,11 +14,14 @@ from service.inference.backend import (
     BackendError,
     BackendRejected,
     BackendUnavailable,
+    Completion,
     ContextExceeded,
+    Delta,
     GenerationParams,
     InvalidBackendAnswer,
     Message,
     ModelNotFound,
+    Timeouts,
     TruncatedPrompt,
     WeightsChanged,
 )
@@ -44,7 +47,7 @@ async def ollama(
     async with served(fake_ollama(server, BLOB_SHA256, modelfile_extra=modelfile_extra)) as url:
         uri = f"ollama:{url}#{server.model}"
         backend = await OllamaBackend.open(
-            uri, url, server.model, context_size=context_size, timeout_seconds=10, models_dir=models_dir
+            uri, url, server.model, context_size=context_size, timeouts=Timeouts(10), models_dir=models_dir
         )
         yield backend
         await backend.close()
@@ -55,7 +58,7 @@ async def openai(server: FakeServer, counting: Counting = "none") -> AsyncIterat
     async with served(fake_openai(server, counting)) as url:
         uri = f"openai:{url}/v1#{server.model}"
         backend = await OpenAIBackend.open(
-            uri, f"{url}/v1", server.model, context_size=CONTEXT, timeout_seconds=10, api_key="sk-secret"
+            uri, f"{url}/v1", server.model, context_size=CONTEXT, timeouts=Timeouts(10), api_key="sk-secret"
         )
         yield backend
         await backend.close()
@@ -165,6 +168,109 @@ async def test_an_incomplete_openai_answer_is_no_answer(changes: dict[str, objec
     async with openai(server) as backend:
         with pytest.raises(InvalidBackendAnswer):
             await backend.complete(PROMPT, SHORT)
+
+
+async def read_all(backend: Backend) -> list[Delta | Completion]:
+    return [piece async for piece in backend.stream(PROMPT, SHORT)]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (404, {"error": "model 'x' not found"}, ModelNotFound),
+        (400, {"error": "the input length exceeds the context length"}, BackendRejected),
+        (503, {"error": "server busy"}, BackendUnavailable),
+        (200, "not json", BackendError),
+        (200, {}, BackendError),
+        (200, "x" * 2_000_000, BackendError),
+    ],
+)
+async def test_a_stream_that_is_refused_is_a_typed_error(
+    subject: tuple[Backend, FakeServer], status: int, body: object, error: type[BackendError]
+) -> None:
+    backend, server = subject
+    server.answer = failing(status, body)
+    with pytest.raises(error):
+        await read_all(backend)
+
+
+@pytest.mark.parametrize("pieces", [0, 2])
+async def test_a_server_that_dies_in_a_stream_is_unavailable(subject: tuple[Backend, FakeServer], pieces: int) -> None:
+    backend, server = subject
+    server.break_after = pieces
+    stream = backend.stream(PROMPT, SHORT)
+    for _ in range(pieces):
+        assert isinstance(await anext(stream), Delta)
+    with pytest.raises(BackendUnavailable):
+        await anext(stream)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        ["data: [DONE]\n\n"],
+        ['data: {"error": {"message": "out of memory", "type": "server_error"}}\n\n'],
+        ['data: {"object": "error", "message": "old vLLM"}\n\n'],
+        ['data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\n', "data: [DONE]\n\n"],
+        ['data: {"choices": [{"delta": {}, "finish_reason": "content_filter"}]}\n\n'],
+        ['data: {"choices": [], "usage": {"prompt_tokens": 99, "completion_tokens": 1}}\n\n'],
+        ["data: x\n\n"],
+        ["data: " + "x" * 2_000_000],
+    ],
+)
+async def test_an_openai_stream_without_a_right_end_is_no_answer(lines: list[str]) -> None:
+    server = FakeServer(last_lines=lines)
+    async with openai(server) as backend:
+        with pytest.raises((BackendUnavailable, InvalidBackendAnswer)) as failed:
+            await read_all(backend)
+    assert "out of memory" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"error": "llama runner process has terminated"},
+        {"done": True, "done_reason": "stop"},
+        {"message": {"content": ""}, "done": True, "done_reason": "load", "prompt_eval_count": 40, "eval_count": 1},
+        {"message": {"content": ""}, "done": True, "done_reason": "stop", "eval_count": 1},
+        None,
+    ],
+)
+async def test_an_ollama_stream_without_a_right_end_is_no_answer(line: dict[str, object] | None) -> None:
+    server = FakeServer(last_lines=[] if line is None else [json.dumps(line)])
+    async with ollama(server) as backend:
+        with pytest.raises((BackendUnavailable, InvalidBackendAnswer)) as failed:
+            await read_all(backend)
+    assert "runner" not in str(failed.value)
+
+
+async def test_a_stream_that_saw_less_than_was_sent_has_no_end() -> None:
+    end = ollama_chat(message={"content": ""}, prompt_eval_count=2)
+    async with ollama(FakeServer(last_lines=[json.dumps(end)])) as backend:
+        with pytest.raises(TruncatedPrompt):
+            await read_all(backend)
+    usage = {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}
+    stop = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+    server = FakeServer(last_lines=[f"data: {json.dumps(event)}\n\n" for event in (stop, usage)])
+    async with openai(server) as backend:
+        with pytest.raises(TruncatedPrompt):
+            await read_all(backend)
+
+
+async def test_comments_and_other_fields_of_an_event_stream_are_passed_over() -> None:
+    usage = {"choices": [], "usage": {"prompt_tokens": 40, "completion_tokens": 1}}
+    stop = {"choices": [{"delta": {"content": None}, "finish_reason": "stop"}]}
+    lines = [": keep-alive\r\n", "event: x\r\n", *(f"data:{json.dumps(event)}\r\n\r\n" for event in (stop, usage))]
+    async with openai(FakeServer(last_lines=lines)) as backend:
+        pieces = await read_all(backend)
+    assert isinstance(pieces[-1], Completion)
+
+
+async def test_only_known_servers_are_trusted_with_json() -> None:
+    for counting in ("llama-server", "vllm", "none"):
+        async with openai(FakeServer(), counting) as backend:
+            assert backend.forces_json is (counting != "none")
 
 
 async def test_a_prompt_cut_in_silence_is_never_an_answer(subject: tuple[Backend, FakeServer]) -> None:

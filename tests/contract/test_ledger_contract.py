@@ -497,7 +497,7 @@ async def test_no_receipt_is_kept_for_a_settlement_that_was_not_recorded(ledger:
     row = await in_state(ledger, State.SETTLING)
     steps: dict[State, Awaitable[Any]] = {
         State.REJECTED: ledger.rejected(row, reason="no", now=103),
-        State.UNKNOWN: ledger.unknown(row, reason="?", now=103),
+        State.UNKNOWN: ledger.unknown(row, reason="?", now=103, transaction=TRANSACTION),
         State.SETTLED: ledger.settled(row, transaction="0x" + "dd" * 32, now=103),
     }
     await moved(steps.pop(state))
@@ -551,7 +551,7 @@ async def test_pruning_removes_what_is_old_and_finished_and_nothing_else(ledger:
 async def test_more_than_one_transaction_removes_is_removed(
     ledger: Ledger, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.payment.ledger.PRUNED_AT_ONCE", 2)
+    monkeypatch.setattr("service.payment.ledger_prune.AT_ONCE", 2)
     for _ in range(7):
         await in_state(ledger, State.RELEASED)
     assert (await pruned(url, 1_000, payment_max_age_seconds=1)).payments == 7

@@ -74,7 +74,7 @@ def between(service: str, meddle: Meddle = lambda _: None) -> Iterator[Middleman
                 return
             self.send_response_only(answer.status)
             for name, value in answer.headers.items():
-                if name != "content-length":
+                if name not in ("content-length", "transfer-encoding"):  # the body goes on in one piece
                     self.send_header(name, value)
             self.send_header("content-length", str(len(answer.body)))
             self.end_headers()

@@ -31,7 +31,7 @@ EXPECTED: dict[Path, set[str]] = {
     ("format",): {"bundle.format"},
     ("attestation",): {"evidence.genuine", "keyset.binding"},
     ("manifest",): {"build.manifest"},
-    ("terms", "request", "body"): {"receipt.request"},
+    ("terms", "request", "body"): {"offer.signature"},  # the terms name the request that they are for
     ("terms",): {"offer.signature"},
     ("answer", "request", "headers"): {"receipt.payment", "payment.receipt"},
     ("answer", "request", "body"): {"receipt.request"},

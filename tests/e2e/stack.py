@@ -54,7 +54,8 @@ def run(*arguments: str | Path, cwd: Path, given: str = "", **settings: str) -> 
     return subprocess.run(
         command,
         cwd=cwd,
-        env=environment(**settings),
+        # What a buyer has spent is on record where the test is, not in the home of whoever runs it.
+        env=environment(**{"XDG_DATA_HOME": str(cwd / ".data"), **settings}),
         text=True,
         capture_output=True,
         timeout=COMMAND_SECONDS,

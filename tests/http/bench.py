@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -106,7 +107,7 @@ async def bench(
                 clock=clock,
             ),
             manifest=manifest,
-            registration=registration_file(settings, AGENT, hardware_attested=False),
+            registration=partial(registration_file, settings, hardware_attested=False),
             backend=backend,
             summarizer=Summarizer(backend, max_document_bytes=settings.max_document_bytes),
             admission=Admission(settings.slots, settings.queue),

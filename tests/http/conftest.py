@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -61,7 +62,7 @@ def buyer_of(stack: Stack, policy: Policy) -> Buyer:
 
 @asynccontextmanager
 async def running(
-    anvil: Anvil, directory: Path, *, clock: Callable[[], int] = unix_now, **more: str
+    anvil: Anvil, directory: Path, *, clock: Callable[[], int] = unix_now, **more: Any
 ) -> AsyncIterator[Stack]:
     """A stack of its own, on fresh contracts; `more` are settings."""
     chain = await asyncio.to_thread(deploy, anvil.rpc)
@@ -99,7 +100,7 @@ def stack(running_stack: Stack) -> Iterator[Stack]:
     """The session's stack, with a model that behaves."""
     yield running_stack
     model = running_stack.model
-    model.answer, model.hold = None, None
+    model.answer, model.hold, model.hold_after, model.break_after = None, None, None, None
     model.text = "one two three four five"
     model.started.clear()
     model.gone.clear()

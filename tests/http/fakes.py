@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from attestation.digest import digest, jcs
 from attestation.enclave.keyring import KeyRing
-from service.inference.backend import Completion, GenerationParams, Message, ModelIdentity, TokenCount
+from service.inference.backend import Completion, Delta, GenerationParams, Message, ModelIdentity, TokenCount
 from service.payment.authorization import Authorization, PaymentKey
 from service.payment.facilitator import (
     FacilitatorUnavailableError,
@@ -21,6 +21,7 @@ from service.payment.facilitator import (
     VerifyResult,
 )
 from tests.http.world import NOW
+from tests.models import pieces_of
 
 
 def transaction_of(key: PaymentKey) -> str:
@@ -112,7 +113,11 @@ class StubBackend:
     """When set, answers wait for it."""
     working: asyncio.Event = field(default_factory=asyncio.Event)
     completions: int = 0
+    numbered: bool = True
+    """Whether answers end with their number."""
+    asked: list[GenerationParams] = field(default_factory=list)
     uri: str = "stub:"
+    forces_json: bool = True
     identity: ModelIdentity = STUB_MODEL
 
     async def count_tokens(self, messages: Sequence[Message]) -> TokenCount:
@@ -121,13 +126,23 @@ class StubBackend:
 
     async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:
         self.completions += 1
+        self.asked.append(params)
         self.working.set()
         if self.hold is not None:
             await self.hold.wait()
         if self.failure is not None:
             raise self.failure
         forwarded = jcs([message.to_json() for message in messages])
-        return Completion(f"{self.text} ({self.completions})", "stop", 100, 12, forwarded)
+        text = f"{self.text} ({self.completions})" if self.numbered else self.text
+        return Completion(text, "stop", 100, 12, forwarded)
+
+    async def stream(
+        self, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Delta | Completion, None]:
+        whole = await self.complete(messages, params)
+        for piece in pieces_of(whole.text):
+            yield Delta(piece)
+        yield whole
 
     async def health(self) -> None:
         if self.sick is not None:

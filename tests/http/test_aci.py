@@ -27,7 +27,7 @@ REGISTRATION = "/.well-known/agent-registration.json"
 async def on_chain(stack: Stack) -> Published:
     chain = stack.chain
     async with IdentityReader(chain.rpc, chain.chain_id, chain.identity_registry) as reader:
-        return await published(reader, stack.service.identity.agent.agent_id, "main")
+        return await published(reader, stack.service.identity.registered_agent.agent_id, "main")
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh nonce", "no nonce"])
@@ -138,7 +138,10 @@ async def test_the_registration_belongs_to_the_agent_and_claims_no_hardware(stac
     assert registration.x402_support is True
     assert registration.active is True
     assert registration.supported_trust == ("reputation",), "simulated evidence is no TEE attestation"
-    assert [service.endpoint for service in registration.services] == [f"{stack.url}/v1/summarize"]
+    assert [service.endpoint for service in registration.services if service.name == "x402"] == [
+        f"{stack.url}/v1/summarize",
+        f"{stack.url}/v1/chat/completions",
+    ]
 
 
 async def test_the_key_directory_is_a_key_set_with_the_http_key(stack: Stack) -> None:
@@ -171,6 +174,6 @@ async def test_the_description_of_the_api_shows_every_status_and_the_payment_hea
     assert {"200", "400", "402", "409", "413", "415", "422", "503"} <= set(operation["responses"])
     assert [parameter["name"] for parameter in operation["parameters"]] == ["PAYMENT-SIGNATURE", "Idempotency-Key"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["properties"]) == {"document", "style", "max_words", "language"}
+    assert set(schema["properties"]) == {"document", "style", "max_words", "language", "stream"}
     assert schema["required"] == ["document"]
     assert schema["additionalProperties"] is False

@@ -164,6 +164,17 @@ async def test_a_purchase_during_a_rotation_verifies_in_full(own: Stack, when: M
     assert own.ledger.states() == ["SETTLED"]
 
 
+async def test_a_receipt_is_served_under_the_keyset_that_it_names(own: Stack) -> None:
+    """The buyer of a streamed answer fetches it at the end, and has attested the keyset of the beginning."""
+    bought = await own.caller.buy()
+    path = f"/v1/aci/receipts/{bought.headers['x-receipt-id']}"
+    await own.service.rotation.rotate()
+    assert (await own.caller.get(path)).status_code == 200, "checked under the keyset of the purchase"
+    await own.service.rotation.rotate()
+    gone = await under_current(own).get(path)
+    assert gone.json()["workload_keyset_digest"] != now_of(own), "its own keyset has left the chain"
+
+
 async def test_an_old_purchase_verifies_until_its_keyset_expires(own: Stack) -> None:
     transport = RotatesOnce(own, lambda request: PAYMENT_HEADER in request.headers)
     bundle = (await purchase(own, PayingTransport(buyer_of(own, POLICY), transport))).bundle
@@ -312,6 +323,7 @@ async def test_a_running_service_rotates_by_itself_and_gives_its_keys_up_at_the_
     monkeypatch.setattr(rotation, "CHECK_SECONDS", 0.01)
     clock = Clock(unix_now())
     async with running(anvil, tmp_path, clock=clock, keyset_lifetime_seconds="600") as own:
+        replaced.clear()  # those of the start
         old = own.service.keyholder.current
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(replaced.wait(), 0.2)  # there is plenty of time

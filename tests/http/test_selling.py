@@ -155,7 +155,7 @@ async def test_the_receipt_tells_the_whole_story_in_order(stack: Stack) -> None:
         {
             "type": "agent.identified",
             "agent_registry": f"eip155:{stack.chain.chain_id}:{stack.chain.identity_registry.lower()}",
-            "agent_id": service.identity.agent.agent_id,
+            "agent_id": service.identity.registered_agent.agent_id,
         },
         {"type": "build.identified", "manifest_digest": service.identity.manifest_digest},
         {"type": "request.forwarded", "body_hash": digest(stack.model.bodies[-1])},
@@ -178,6 +178,7 @@ async def test_the_receipt_tells_the_whole_story_in_order(stack: Stack) -> None:
             "payer": stack.chain.buyer.lower(),
             "amount": str(PRICE),
             "nonce": payment["nonce"],
+            "authorization_hash": purchase.authorization_hash(purchase.parse_payment(exchange_of(response))),
             "transaction": transaction,
         },
         {"type": "response.returned", "body_hash": digest(response.content), "complete": True},

@@ -18,6 +18,7 @@ from tests.http.bench import bench
 from tests.http.conftest import Stack
 from tests.http.fakes import BrokenRing
 from tests.http.world import FAR, SUMMARIZE, distinct_body, exchange_of, problem_of, request_body
+from tests.models import FakeServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("http")]
 
@@ -26,6 +27,8 @@ PREFLIGHT = {
     "access-control-request-method": "POST",
     "access-control-request-headers": "content-type,payment-signature",
 }
+
+HELLO = [{"role": "user", "content": "How deep is the harbour?"}]
 
 RESPONSES: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     "health": (200, "GET", "/healthz", {}),
@@ -37,6 +40,9 @@ RESPONSES: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     "malformed nonce": (400, "GET", "/v1/aci/attestation?nonce=7", {}),
     "unknown receipt": (404, "GET", "/v1/aci/receipts/rcpt-0", {}),
     "registration": (200, "GET", "/.well-known/agent-registration.json", {}),
+    "page about the agent": (200, "GET", "/agent", {}),
+    "agent": (200, "GET", "/agent.json", {}),
+    "image of the agent": (200, "GET", "/agent.svg", {}),
     "key directory": (200, "GET", "/.well-known/http-message-signatures-directory", {}),
     "manifest": (200, "GET", "/.well-known/tee-manifest.json", {}),
     "unknown path": (404, "GET", "/nowhere", {}),
@@ -51,6 +57,10 @@ RESPONSES: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     ),
     "options without CORS": (405, "OPTIONS", SUMMARIZE, {}),
     "unpaid": (402, "POST", SUMMARIZE, {"content": request_body(), "headers": {"content-type": "application/json"}}),
+    "unpaid chat": (402, "POST", "/v1/chat/completions", {"json": {"model": FakeServer().model, "messages": HELLO}}),
+    "models": (200, "GET", "/v1/models", {}),
+    "model": (200, "GET", f"/v1/models/{FakeServer().model}", {}),
+    "unknown model": (404, "GET", "/v1/models/nobody", {}),
     "not JSON": (415, "POST", SUMMARIZE, {"content": b"hello", "headers": {"content-type": "text/plain"}}),
     "malformed": (400, "POST", SUMMARIZE, {"content": b"{", "headers": {"content-type": "application/json"}}),
     "invalid": (422, "POST", SUMMARIZE, {"content": b"{}", "headers": {"content-type": "application/json"}}),
@@ -70,7 +80,7 @@ async def test_every_response_is_signed(stack: Stack, name: str) -> None:
 async def test_no_route_is_missing_from_this_list(stack: Stack) -> None:
     described = set((await stack.caller.get("/openapi.json")).json()["paths"])
     asked = {path.partition("?")[0] for _, _, path, _ in RESPONSES.values()}
-    assert described - asked == {"/v1/aci/receipts/{identifier}"}
+    assert described - asked == {"/v1/aci/receipts/{identifier}", "/v1/models/{name}"}
 
 
 async def test_a_signature_is_over_this_answer_to_this_request_only(stack: Stack) -> None:

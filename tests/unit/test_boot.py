@@ -44,6 +44,7 @@ class Site:
 
     def settings(self, **more: Any) -> Settings:
         parts = {"model": "unused", "port": 8402, "ledger": self.ledger, "cache_dir": self.ledger.parent, "threads": 1}
+        parts |= {"keys_on_stop": "keep"}  # so that records can be read after an orderly stop
         return local_settings(self.chain, **{**parts, "backend": self.backend, **more})
 
     def sent(self) -> int:
@@ -237,7 +238,7 @@ async def test_an_owner_who_has_not_agreed_is_refused(site: Site) -> None:
 
 async def test_the_first_start_mints_agent_0_and_publishes_what_is_served(site: Site) -> None:
     service, _ = await site.started()
-    assert service.identity.agent.agent_id == 0
+    assert service.identity.registered_agent.agent_id == 0
     record = await site.published(0)
     assert record.owner == site.chain.owner.lower()
     assert record.agent_uri == "http://127.0.0.1:8402/.well-known/agent-registration.json"
@@ -290,7 +291,7 @@ async def test_replicas_share_the_agent_and_have_a_record_each(site: Site, tmp_p
 async def test_a_service_that_moved_keeps_its_agent(site: Site) -> None:
     await site.started()
     moved, transactions = await site.started(public_url="https://summaries.example")
-    assert (moved.identity.agent.agent_id, transactions) == (0, 2)
+    assert (moved.identity.registered_agent.agent_id, transactions) == (0, 2)
     uri = (await site.published(0)).agent_uri
     assert uri == "https://summaries.example/.well-known/agent-registration.json"
 

@@ -17,6 +17,7 @@ from attestation import payment_proof
 from attestation.digest import digest
 from attestation.enclave.keyring import KeyRing
 from attestation.keyset import ALGO_PAYMENT
+from attestation.purchase import authorization_hash
 from attestation.receipt import EVENT_ORDER, Receipt, check_signature, parse_receipt
 from service.call import (
     ComeBackError,
@@ -191,6 +192,7 @@ async def test_an_answer_is_checked_reserved_made_settled_and_proven(shop: Shop)
         "payer": shop.authorization.payer,
         "amount": str(PRICE),
         "nonce": shop.authorization.nonce,
+        "authorization_hash": authorization_hash(shop.authorization),
         "transaction": transaction,
     }
     assert (receipt.endpoint, receipt.method) == (REQUEST.endpoint, REQUEST.method)

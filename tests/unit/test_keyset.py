@@ -158,3 +158,8 @@ def test_a_keyset_is_read_in_full_or_is_malformed(value: Any) -> None:
         return
     assert (keyset.document, keyset.subject, keyset.not_after) == (value, value["subject"], value["not_after"])
     assert [key.to_json() for key in keyset.receipt_signing_keys] == value["receipt_signing_keys"]
+
+
+def test_a_number_that_readers_do_not_agree_on_makes_no_keyset(keys: KeyRing) -> None:
+    with pytest.raises(MalformedError, match="no canonical form"):
+        build_keyset(subject=None, not_after=2**53, keys=keys.public_keys())

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from service.payment.ledger import Ledger, LedgerUnavailableError, Moved, Reserved, State
+from service.payment.ledger import Ledger, LedgerUnavailableError, Moved, Reserved, Retention, State
 from service.payment.ledger_sqlite import SqliteSession
+from tests.http.bench import bench_settings
 from tests.ledgers import LEASE, OWNER, REQUEST, in_state, reserved
 from tests.payments import authorize
 
@@ -49,6 +50,21 @@ async def test_what_cannot_be_a_ledger_is_refused_in_a_sentence(tmp_path: Path, 
 async def test_a_replica_has_a_name(file: Path, owner: str) -> None:
     with pytest.raises(ValueError, match="owner"):
         await Ledger.open(f"sqlite:///{file}", owner=owner)
+
+
+def test_the_settings_bound_what_is_kept(file: Path) -> None:
+    limits: dict[str, object] = {
+        "payment_retention_days": 2,
+        "receipt_retention_days": 3,
+        "max_receipts": 4,
+        "max_answer_megabytes": 5,
+    }
+    assert bench_settings(file, **limits).retention == Retention(
+        max_receipts=4,
+        receipt_max_age_seconds=3 * 86_400,
+        payment_max_age_seconds=2 * 86_400,
+        max_answer_bytes=5_000_000,
+    )
 
 
 async def test_the_event_loop_runs_while_the_database_is_busy_and_so_do_reads(ledger: Ledger, file: Path) -> None:

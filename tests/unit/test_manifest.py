@@ -69,7 +69,30 @@ def test_differences_are_named_by_path() -> None:
     assert list(differences(expected, expected)) == []
 
 
-@pytest.mark.parametrize("change", [{"schema": "tollseal.manifest/2"}, {"model": []}, {"more": 1}])
+HASH = "1" * 64
+SOURCE: dict[str, Any] = {"commit": None, "lock_sha256": None, "files": {"attestation": {"attestation/a.py": HASH}}}
+
+
+def test_a_source_without_a_commit_or_a_lock_is_still_one() -> None:
+    assert parse_manifest(manifest_document(source=SOURCE))["source"] == SOURCE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": "tollseal.manifest/2"},
+        {"model": []},
+        {"more": 1},
+        {"source": {}},
+        {"source": {**SOURCE, "more": 1}},
+        {"source": {**SOURCE, "commit": 1}},
+        {"source": {**SOURCE, "lock_sha256": "abc"}},
+        {"source": {**SOURCE, "files": {}}},
+        {"source": {**SOURCE, "files": {"attestation": {}}}},
+        {"source": {**SOURCE, "files": {"attestation": ["attestation/a.py"]}}},
+        {"source": {**SOURCE, "files": {"attestation": {"attestation/a.py": "abc"}}}},
+    ],
+)
 def test_a_manifest_of_another_shape_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(MalformedError):
         parse_manifest(manifest_document(**change))

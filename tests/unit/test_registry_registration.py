@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from attestation.digest import jcs
 from attestation.errors import MalformedError
+from attestation.fetch import data_content
 from attestation.registry.registration import (
     MAX_REGISTRATION_SIZE,
     REGISTRATION_TYPE,
@@ -18,8 +21,11 @@ from attestation.registry.registration import (
     Service,
     build_registration,
     parse_registration,
+    registration_uri,
+    services_at,
 )
 
+SCHEMA = Path(__file__).parents[1] / "vectors" / "erc8004" / "registration-v1.schema.json"
 REGISTRY = "eip155:84532:0x" + "Ab" * 20
 
 
@@ -101,6 +107,60 @@ def test_unknown_fields_and_missing_lists_are_fine() -> None:
 def test_a_malformed_file_is_refused_and_the_field_is_named(data: bytes, words: str) -> None:
     with pytest.raises(MalformedError, match=words):
         parse_registration(data)
+
+
+def schema() -> Draft202012Validator:
+    return Draft202012Validator(json.loads(SCHEMA.read_text("utf-8")))
+
+
+@pytest.mark.parametrize("hardware_attested", [True, False])
+@pytest.mark.parametrize("agent_id", [0, (1 << 256) - 1])
+def test_the_file_is_valid_against_the_published_schema(hardware_attested: bool, agent_id: int) -> None:
+    document = build_registration(
+        Description("Tollseal", "Summaries", "https://seal.example/agent.svg"),
+        services=services_at("https://seal.example", paid=["/v1/summarize"], page="/agent"),
+        registrations=[AgentReference(agent_id=agent_id, agent_registry=REGISTRY)],
+        hardware_attested=hardware_attested,
+    )
+    schema().validate(document)
+    assert "endpoints" not in document  # the field's former name, which explorers warn about
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"type": "registration-v2"},
+        {"name": ""},
+        {"services": {}},
+        {"services": [{"name": "web"}]},
+        {"x402Support": "yes"},
+        {"registrations": []},
+        {"registrations": [{"agentId": "0", "agentRegistry": REGISTRY}]},
+        {"registrations": [{"agentId": 0, "agentRegistry": "eip155:0:0x00"}]},
+        {"supportedTrust": ["tee"]},
+        {"endpoints": []},
+    ],
+)
+def test_the_schema_can_refuse(changes: dict[str, Any]) -> None:
+    assert not schema().is_valid({**build(), "image": "https://seal.example/agent.svg", **changes})
+
+
+def test_only_what_is_served_is_listed() -> None:
+    listed = services_at("https://seal.example", paid=["/v1/a", "/v1/b"], page="/agent")
+    assert [(one.name, one.endpoint, one.version) for one in listed] == [
+        ("web", "https://seal.example/agent", None),
+        ("x402", "https://seal.example/v1/a", "2"),
+        ("x402", "https://seal.example/v1/b", "2"),
+    ]
+    every = services_at("https://seal.example", paid=[], a2a="/.well-known/agent-card.json", mcp="/mcp")
+    assert [one.name for one in every] == ["A2A", "MCP"]
+
+
+def test_the_file_can_stand_in_the_agents_uri_itself() -> None:
+    uri = registration_uri(build())
+    assert uri == registration_uri(dict(reversed(build().items())))  # one document, one URI
+    held = data_content(uri, max_bytes=MAX_REGISTRATION_SIZE)
+    assert parse_registration(held).names(REGISTRY, 0)
 
 
 @given(st.binary(max_size=200))

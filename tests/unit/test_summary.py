@@ -1,8 +1,9 @@
 """Summaries: what is refused before anybody pays, what the model is asked, and what is never sold."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,10 +12,13 @@ from hypothesis import strategies as st
 from attestation.digest import jcs
 from service.inference.backend import (
     Completion,
+    Delta,
+    EmptyAnswer,
     FinishReason,
     GenerationParams,
     Message,
     ModelIdentity,
+    Timeouts,
     TokenCount,
 )
 from service.inference.document import (
@@ -31,19 +35,21 @@ from service.inference.document import (
     prepare,
 )
 from service.inference.embedded import EmbeddedBackend
+from service.inference.polish import Polish, polished
 from service.inference.summary import (
     LANGUAGES,
     MAX_MAX_WORDS,
-    EmptyAnswer,
     InvalidOption,
     Style,
     Summarizer,
     SummaryOptions,
+    SummaryResult,
     build_messages,
     generation_json,
     template_hashes,
 )
 from service.inference.weights import VerifiedWeights
+from tests.models import pieces_of
 
 DOCUMENT = """The harbour master of Osterby reported on Tuesday that 412 ships called at the port last year, nine
 more than the year before. Most of them carried grain. A new crane, bought for 2.1 million euros, has been working since
@@ -56,6 +62,7 @@ class Recorder:
     """A backend that counts a token per word and answers as told."""
 
     uri = "fake:"
+    forces_json = False
     identity = ModelIdentity("fake", None, "claimed", 2000, None, "test")
 
     def __init__(self, text: str = "A summary.", finish_reason: FinishReason = "stop") -> None:
@@ -70,6 +77,14 @@ class Recorder:
     async def complete(self, messages: Sequence[Message], params: GenerationParams) -> Completion:
         self.asked.append((messages, params))
         return Completion(self.text, self.finish_reason, (await self.count_tokens(messages)).value, 3, b"{}")
+
+    async def stream(
+        self, messages: Sequence[Message], params: GenerationParams
+    ) -> AsyncGenerator[Delta | Completion, None]:
+        whole = await self.complete(messages, params)
+        for piece in pieces_of(whole.text):
+            yield Delta(piece)
+        yield whole
 
     async def health(self) -> None: ...
 
@@ -223,6 +238,82 @@ async def test_an_empty_answer_is_no_summary(text: str) -> None:
         await summarizer.run(plan)
 
 
+def in_pieces(text: str, cuts: list[int]) -> list[str]:
+    ends = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
+    return [text[start:end] for start, end in pairwise(ends)]
+
+
+written = st.lists(
+    st.sampled_from(
+        [
+            "Summary",
+            "Summary:",
+            "Résumé",
+            "Res",
+            " ",
+            "\n",
+            "\u2028",
+            "\r\n",
+            "1",
+            "12",
+            "1. ",
+            "2)",
+            ".",
+            "Ships came",
+            ":",
+        ]
+    ),
+    max_size=14,
+).map("".join)
+
+
+@given(text=written, cuts=st.lists(st.integers(0, 80), max_size=12), numbered=st.booleans())
+def test_a_text_in_pieces_is_shown_as_the_whole_text_is(text: str, cuts: list[int], numbered: bool) -> None:
+    polish = Polish(numbered=numbered)
+    shown = "".join(polish.feed(piece) for piece in in_pieces(text, cuts))
+    assert shown + polish.finish() == polished(text, numbered=numbered) or (
+        not polished(text, numbered=numbered) and shown == ""
+    )
+
+
+def test_a_text_is_shown_as_soon_as_it_is_certain() -> None:
+    polish = Polish(numbered=True)
+    pieces = ["Sum", "mary", ":", "\n", "1", ".", " Ships", " came", ".", "\n", "2", ".", " Two", " left", ".\n"]
+    shown = [polish.feed(piece) for piece in pieces]
+    assert shown == [*[""] * 6, "Ships", " came", ".", "", "", "", " Two", " left", "."]
+
+
+async def streamed(text: str, style: Style = "paragraph") -> tuple[list[str], SummaryResult]:
+    summarizer = Summarizer(Recorder(text))
+    plan = await summarizer.plan(DOCUMENT, SummaryOptions(style))
+    *pieces, result = [piece async for piece in summarizer.stream(plan)]
+    assert isinstance(result, SummaryResult)
+    return [piece for piece in pieces if isinstance(piece, str)], result
+
+
+async def test_a_streamed_summary_is_the_buffered_one() -> None:
+    text = "Summary:\n1. Ships came.\n2. 14 left.\n"
+    summarizer = Summarizer(Recorder(text))
+    whole = await summarizer.run(await summarizer.plan(DOCUMENT, SummaryOptions()))
+    pieces, result = await streamed(text)
+    assert result == whole
+    assert "".join(pieces) == whole.text
+    assert pieces[0] == "", "the first word, which is not shown, is told of"
+
+
+async def test_a_stream_begins_only_when_the_model_has_written_something() -> None:
+    summarizer = Summarizer(Recorder(" \n "))
+    stream = summarizer.stream(await summarizer.plan(DOCUMENT, SummaryOptions()))
+    with pytest.raises(EmptyAnswer):
+        await anext(stream)
+
+
+@pytest.mark.parametrize("text", ["Summary:", "Headline: \n"])
+async def test_a_stream_of_an_opening_alone_shows_it(text: str) -> None:
+    pieces, result = await streamed(text)
+    assert "".join(pieces) == result.text == text.strip()
+
+
 async def test_an_answer_cut_short_says_so() -> None:
     summarizer = Summarizer(Recorder("Cut in the mid", "length"))
     result = await summarizer.run(await summarizer.plan(DOCUMENT, SummaryOptions()))
@@ -279,7 +370,7 @@ async def test_turn_marks_in_a_document_do_not_reach_the_tokenizer(small_model: 
 async def test_a_prompt_that_all_but_fills_the_context_is_accepted_and_run_whole(
     smollm2_weights: VerifiedWeights,
 ) -> None:
-    small_model = await EmbeddedBackend.open(smollm2_weights, threads=1, timeout_seconds=60, context_size=1024)
+    small_model = await EmbeddedBackend.open(smollm2_weights, threads=1, timeouts=Timeouts(60), context_size=1024)
     summarizer = Summarizer(small_model)
     options = SummaryOptions("headline", max_words=5)
     limit = small_model.identity.context_size

@@ -8,18 +8,20 @@ from typing import Any
 
 import pytest
 
+from attestation import verifier
 from attestation.bundle import Bundle
 from attestation.digest import digest
 from attestation.enclave.simulated import SimulatedEnclave
 from attestation.encoding import b64
-from attestation.errors import EvidenceError, TollsealError
+from attestation.errors import EvidenceError, MalformedError, TollsealError
 from attestation.evidence.appraisal import EvidencePolicy
 from attestation.http_signature import Exchange
-from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Unreadable
+from attestation.onchain import AgentOnChain, ChainView, PaymentOnChain, Record, Unreadable
 from attestation.payment_proof import EXTENSION
 from attestation.policy import Policy
 from attestation.pricing import EXTENSION as EXTENSION_OF_PRICE
 from attestation.pricing import PriceBasis, PriceRule, request_digest
+from attestation.purchase import Payment
 from attestation.registry.records import KeyRecord, encode_key
 from attestation.verdict import Check, Result, Status, Verdict
 from attestation.verifier import NO_TLS, Verifier
@@ -190,13 +192,13 @@ def test_hardware_that_cannot_be_looked_up_is_neither_believed_nor_refused() -> 
 
 
 def test_a_number_that_readers_do_not_agree_on_is_a_failed_check() -> None:
-    with pytest.raises(ValueError, match="exceeds"):
+    with pytest.raises(MalformedError, match="exceeds"):
         Shop(not_after=2**60).bundle()
     bundle = sell()
     document = json.loads(bundle.attestation.body)
     document["attestation"]["workload_keyset"]["not_after"] = 2**60
     changed = replace(bundle, attestation=replace(bundle.attestation, body=json.dumps(document).encode()))
-    assert failures(judge(changed))["keyset.binding"] == "malformed input (CanonicalizationError)"
+    assert "document: has no canonical form (RFC 8785)" in failures(judge(changed))["keyset.binding"]
 
 
 # The build
@@ -228,7 +230,7 @@ def test_report_and_manifest_come_from_the_same_sources(shop: Shop, honest: Bund
 
 def test_a_manifest_without_a_commit_is_a_failed_check() -> None:
     verdict = judge(built(source={}).bundle())
-    assert failures(verdict)["build.manifest"] == "malformed input (KeyError)"
+    assert failures(verdict)["build.manifest"] == "manifest.source.commit: is missing"
 
 
 def test_weights_that_nobody_measured_are_called_a_claim() -> None:
@@ -261,8 +263,30 @@ def test_what_the_registry_lacks_or_says_otherwise_is_told(shop: Shop, honest: B
     assert told(shop.chain_view(key=encode_key(longer))) == {
         "registry.key": f"{KEY_SLOT} on chain is expires_at {shop.not_after + 1}, attested is {shop.not_after}"
     }
-    sold = told(shop.chain_view(by_owner=False))["registry.key"]
-    assert sold == f"the agent was sold after {KEY_SLOT} was written; its new owner has not confirmed the key"
+    sold = told(shop.chain_view(by_owner=False))
+    assert sold["registry.key"] == (
+        f"the agent was sold after {KEY_SLOT} was written; its new owner has not confirmed the key"
+    )
+    assert sold["registry.manifest"] == (
+        "the agent was sold after tee.manifest was written; its new owner has not confirmed it"
+    )
+
+
+def test_a_slot_that_was_emptied_or_taken_over_after_the_payment_says_nothing_against_it(
+    shop: Shop, honest: Bundle
+) -> None:
+    view = shop.chain_view()
+    assert isinstance(view.agent, AgentOnChain)
+    then = view.agent.keys[0]
+    emptied, other = Record(b"", by_owner=True, block_number=11), Record(b"junk", by_owner=True, block_number=10)
+    later = replace(view, agent=replace(view.agent, keys=(emptied, other, then)))
+    assert (
+        judge(honest, chain=later)
+        .check("registry.key")
+        .detail.endswith("(written in block 7, emptied in block 11, after the payment)")
+    )
+    taken = replace(view, agent=replace(view.agent, keys=(other, then)))
+    assert judge(honest, chain=taken).check("registry.key").detail.endswith("(written in block 7)")
 
 
 def test_a_transfer_that_is_not_there_is_told_in_the_chains_words(shop: Shop, honest: Bundle) -> None:
@@ -442,14 +466,54 @@ def test_a_payer_and_a_service_cannot_agree_on_another_payee() -> None:
     assert failures(judge(bundle)) == {"receipt.payment": words}
 
 
-def test_a_contract_wallets_payment_is_left_to_the_chain() -> None:
-    shop = Shop()
-    bundle = shop.bundle(payment=shop.payment(shop.terms_document(), signature="0x" + "ab" * 96))
-    verdict = judge(bundle, chain=shop.chain_view())
-    assert failures(verdict) == {}
-    assert "contract wallet" in verdict.check("receipt.payment").detail
-    assert verdict.check("payment.onchain").status is Status.PASS
-    assert (verdict.result, verdict.exit_code) == (Result.INCOMPLETE, 4)
+WALLET_SIGNATURES = {
+    "longer than a key's": "0x" + "ab" * 96,
+    "of 65 bytes, by nobody": "0x" + "ab" * 65,
+    "of 65 bytes, by the wallet's owner": None,
+    "of no byte": "0x",
+}
+
+
+@pytest.mark.parametrize("form", WALLET_SIGNATURES)
+def test_a_contract_wallets_payment_is_left_to_the_chain(form: str) -> None:
+    shop, owner = Shop(), Shop()
+    signature = WALLET_SIGNATURES[form]
+    if signature is None:
+        by_owner = owner.payment(owner.terms_document(), message={"from": shop.buyer.address})
+        signature = json.loads(b64decode(by_owner))["payload"]["signature"]
+    bundle = shop.bundle(payment=shop.payment(shop.terms_document(), signature=signature))
+    for unasked in (judge(bundle), judge(bundle, chain=ChainView(payment=Unreadable("no node")))):
+        assert failures(unasked) == {}
+        assert unasked.check("receipt.payment").status is Status.NOT_VERIFIED
+        assert "contract wallet" in unasked.check("receipt.payment").detail
+        assert (unasked.result, unasked.exit_code) == (Result.INCOMPLETE, 4)
+    confirmed = judge(bundle, chain=shop.chain_view())
+    assert confirmed.check("receipt.payment").status is Status.PASS
+    assert "contract wallet" in confirmed.check("receipt.payment").detail
+    assert confirmed.exit_code == 0
+    denied = judge(bundle, chain=replace(shop.chain_view(), payment=PaymentOnChain(confirmed=False, detail="unknown")))
+    assert denied.check("receipt.payment").status is Status.NOT_VERIFIED
+    assert failures(denied) == {"payment.onchain": "unknown"}
+
+
+@pytest.mark.parametrize("changed", [{"validAfter": 1}, {"validBefore": NOW + 901}])
+def test_no_part_of_the_payment_can_be_changed_afterwards(shop: Shop, changed: dict[str, int]) -> None:
+    """Not even when a contract wallet may have signed it, and the chain has executed it."""
+    document = shop.terms_document()
+    honest, other = shop.payment(document), json.loads(b64decode(shop.payment(document, message=changed)))
+    other["payload"]["signature"] = json.loads(b64decode(honest))["payload"]["signature"]
+    bundle = shop.bundle(document=document, payment=honest)
+    sent = {"payment-signature": b64(json.dumps(other).encode())}
+    verdict = judge(replace(bundle, answer=replace(bundle.answer, request_headers=sent)), chain=shop.chain_view())
+    assert failures(verdict) == {"receipt.payment": "the receipt names another signed authorization than the payment"}
+
+
+@pytest.mark.parametrize(("signature", "exit_code"), [("0x" + "ab" * 65, 1), ("0x" + "ab" * 96, 4)])
+def test_a_receipt_that_does_not_name_the_authorization_vouches_for_no_wallet(signature: str, exit_code: int) -> None:
+    shop = Shop(events={"payment.settled": {"authorization_hash": None}})
+    assert judge(shop.bundle()).exit_code == 0
+    bundle = shop.bundle(payment=shop.payment(shop.terms_document(), signature=signature))
+    assert judge(bundle).exit_code == exit_code
 
 
 def test_a_payment_that_accepts_other_terms_than_the_offer_is_refused(shop: Shop) -> None:
@@ -517,6 +581,14 @@ def test_terms_that_do_not_name_the_token_leave_nothing_to_check_a_payment_with(
 
 def test_the_request_of_an_honest_purchase_is_told_by_size_and_hash(honest: Bundle) -> None:
     assert judge(honest).check("receipt.request").detail == f"{len(BODY)} bytes, {digest(BODY)}"
+
+
+def test_no_input_makes_a_verification_raise(honest: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_way(_: Exchange) -> Payment:
+        raise RecursionError
+
+    monkeypatch.setattr(verifier, "parse_payment", give_way)
+    assert failures(judge(honest)) == {"receipt.payment": "malformed input (RecursionError)"}
 
 
 # The verdict

@@ -28,6 +28,9 @@ from service.payment.ledger_schema import (
 _LOCK: Final = 0x746F6C6C7365616C
 """Of the upgrade, among PostgreSQL's advisory locks: "tollseal" in ASCII."""
 
+LOCK_TIMEOUT_SECONDS: Final = 30
+"""How long an upgrade waits for another one, or for transactions on the tables that it changes."""
+
 _FIRST: Final = "0001"
 """The revision of a ledger that was made before migrations were kept."""
 
@@ -46,6 +49,7 @@ def migrate(url: URL) -> None:
     try:
         with engine.begin() as connection:
             if engine.dialect.name == "postgresql":
+                connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             _upgrade(connection)
     except SQLAlchemyError as error:
