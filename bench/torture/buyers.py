@@ -35,6 +35,9 @@ REPORT_SECONDS: Final = 400
 REQUEST_SECONDS: Final = 150
 """Longer than a service waits for a facilitator that says nothing."""
 
+TERMS_SECONDS: Final = 20
+"""How long a service that has just begun to answer may take until it sells."""
+
 _DEFINITE: Final = frozenset({400, 402, 409, 413, 422})
 
 
@@ -95,9 +98,12 @@ class Buyers:
 
     async def begin(self, *, valid_before: int = FAR) -> None:
         """Ask for the terms once: they are the same for every request here."""
-        terms = await self.send(self._urls[0], new_request(), None)
-        if terms is None or terms.status != 402:
-            raise RuntimeError("the service does not say what a call costs")
+        deadline = time.monotonic() + TERMS_SECONDS
+        while (terms := await self.send(self._urls[0], new_request(), None)) is None or terms.status != 402:
+            if time.monotonic() > deadline:
+                said = "nothing" if terms is None else problem_text(terms.status, terms.body)
+                raise RuntimeError(f"the service does not say what a call costs: {said}")
+            await asyncio.sleep(0.1)
         document = json.loads(terms.body)
         self._purse = Purse(document, key=self._key, valid_before=valid_before, echo_resource=False)
 

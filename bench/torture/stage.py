@@ -23,8 +23,8 @@ from tests.postgres import Postgres, PostgresMissingError
 PRICE: Final = 10_000
 """Atomic units of one call: one cent, the price that settings have by default."""
 
-ACCOUNTING_SECONDS: Final = 120
-"""How long the world may take to come to rest once it is calm."""
+ACCOUNTING_SECONDS: Final = 200
+"""How long the world may take to come to rest once it is calm: longer than the lease of a payment."""
 
 SAMPLE_AGAIN: Final = 40
 """So many answered payments are presented once more at the end."""

@@ -10,7 +10,7 @@ from typing import Final
 from bench.load import replay
 from bench.torture.stage import Stage
 
-TMPFS_BYTES: Final = 4 << 20
+TMPFS_BYTES: Final = 32 << 20
 HOUR: Final = 3600
 VALID_SECONDS: Final = 1800
 """Payments that a clock which is an hour ahead takes for expired."""
