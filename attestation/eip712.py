@@ -98,11 +98,17 @@ def _type_hash(primary_type: str, fields: Fields) -> bytes:
     return keccak(f"{primary_type}({members})".encode())
 
 
+@lru_cache(maxsize=4096)
+def _text_hash(value: str) -> bytes:
+    """Most texts that are signed are signed again and again: networks, tokens, addresses of services."""
+    return keccak(value.encode())
+
+
 def _encode(name: str, kind: str, values: Mapping[str, Any]) -> bytes:
     try:
         value = values[name]
         if kind == "string":
-            return keccak(value.encode())
+            return _text_hash(value)
         if kind == "uint256" and isinstance(value, int) and 0 <= value <= MAX_UINT256:
             return value.to_bytes(32)
         if kind == "address" and value[:2] == "0x" and len(value) == 42:

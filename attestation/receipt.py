@@ -104,8 +104,8 @@ def sign_receipt(
     served_at: int,
     events: Sequence[Mapping[str, Any]],
     signer: ReceiptSigner,
-) -> dict[str, Any]:
-    """A signed receipt document (aci/1 sections 7.2 and 7.3). `served_at` is in unix seconds."""
+) -> bytes:
+    """A signed receipt document (aci/1 sections 7.2 and 7.3) in its RFC 8785 form. `served_at` is in unix seconds."""
     document: dict[str, Any] = {
         "api_version": API_VERSION,
         "receipt_id": receipt_id,
@@ -118,8 +118,11 @@ def sign_receipt(
         "event_log": [dict(event) for event in events],
         "key_id": signer.receipt_key_id,
     }
-    document["signature"] = signer.sign_receipt(jcs(document)).hex()
-    return document
+    unsigned = jcs(document)
+    signature = signer.sign_receipt(unsigned).hex()
+    # "signature" sorts right before the last member, so the signed form need not be made from the beginning.
+    before, last, after = unsigned.rpartition(b',"workload_keyset_digest":')
+    return before + f',"signature":"{signature}"'.encode() + last + after
 
 
 def parse_receipt(value: Any) -> Receipt:

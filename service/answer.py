@@ -6,13 +6,15 @@ enclave; together with a transaction, body and receipts follow from it.
 """
 
 import secrets
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from pydantic_core import from_json, to_json
 
-from attestation.digest import digest, jcs, sha256
+from attestation.digest import digest, sha256
+from attestation.enclave.keyring import KeyRing
 from attestation.encoding import b64, b64_bytes
 from attestation.errors import EnclaveError
 from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
@@ -35,6 +37,8 @@ from service.payment.terms import payment_response, payment_response_header
 
 TRIAL: Final = b"tollseal: does this key sign?"
 """Signed before anything is paid, and shown to nobody. No signature base and no receipt begins like this."""
+
+TRIAL_SECONDS: Final = 1.0
 
 JSON: Final = "application/json"
 EVENT_STREAM: Final = "text/event-stream"
@@ -220,7 +224,7 @@ class Draft:
         )
         return PaidAnswer(
             body=self.body,
-            receipt=jcs(receipt),
+            receipt=receipt,
             receipt_id=receipt_id,
             payment_response=settlement_header(paid, self.resource_url, credentials),
             credentials=credentials,
@@ -261,15 +265,35 @@ def settlement_header(paid: Paid, resource_url: str, credentials: Credentials) -
     )
 
 
-def try_signing(credentials: Credentials) -> None:
-    """Find out that a key does not sign while nothing has been paid.
+class SigningTrial:
+    """Finds out that a key does not sign while nothing has been paid.
 
-    Raises:
-        EnclaveError: the keys have been given up.
+    Keys are tried at most once in `seconds`: they are in this process's memory, and stop signing for good or not at
+    all. Whatever does stop them in between costs nobody anything: the answer is owed.
+
+    Args:
+        seconds: how long a trial counts.
+        monotonic: seconds, by a clock that only goes forward.
     """
-    credentials.keys.sign_receipt(TRIAL)
-    credentials.keys.sign_http(TRIAL)
-    credentials.keys.sign_typed_data(sha256(TRIAL))
+
+    def __init__(self, *, seconds: float = TRIAL_SECONDS, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._monotonic = monotonic
+        self._good: tuple[KeyRing, float] | None = None
+
+    def check(self, credentials: Credentials) -> None:
+        """
+        Raises:
+            EnclaveError: the keys have been given up.
+        """
+        keys, now = credentials.keys, self._monotonic()
+        if self._good is not None and self._good[0] is keys and now < self._good[1] + self._seconds:
+            return
+        self._good = None
+        keys.sign_receipt(TRIAL)
+        keys.sign_http(TRIAL)
+        keys.sign_typed_data(sha256(TRIAL))
+        self._good = (keys, now)
 
 
 def seal(draft: Draft, row: Row, credentials: Credentials) -> bytes:

@@ -31,11 +31,11 @@ from service.answer import (
     Produce,
     Produced,
     Request,
+    SigningTrial,
     Stream,
     new_receipt_id,
     seal,
     settlement_header,
-    try_signing,
     unseal,
 )
 from service.broadcast import Broadcast
@@ -158,6 +158,7 @@ class PaidCalls:
             window_seconds=window_seconds,
             lease_seconds=lease_seconds,
         )
+        self._trial = SigningTrial()
         self._running: dict[PaymentKey, _Call] = {}
 
     async def find(self, payload: PaymentPayload) -> Row | None:
@@ -319,7 +320,7 @@ class PaidCalls:
         try:
             produced = await produce()
             # A signer that does not work is found out here, while nothing has been paid.
-            try_signing(call.credentials)
+            self._trial.check(call.credentials)
             return self._draft(call, produced, new_receipt_id())
         except BaseException as error:
             await self._release(row, error)
@@ -330,7 +331,7 @@ class PaidCalls:
         source: _Source | None = None
         try:
             source = await _started(stream)
-            try_signing(call.credentials)
+            self._trial.check(call.credentials)
         except BaseException as error:
             if source is not None:
                 await source.rest.aclose()

@@ -226,7 +226,8 @@ class Shop:
             "events": [{**event, **self.events.get(event["type"], {})} for event in events],
             "signer": self.keys,
         }
-        return sign_receipt(**{**fields, **changes})
+        document: dict[str, Any] = json.loads(sign_receipt(**{**fields, **changes}))
+        return document
 
     def payment_receipt(self, **changes: Any) -> dict[str, Any]:
         fields = {"network": "eip155:84532", "resource_url": URL, "payer": self.buyer.address, "issued_at": self.now}
