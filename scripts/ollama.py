@@ -4,7 +4,7 @@
 Needs Go (1.26 for this release) and a C++ compiler, and nothing but a Python interpreter besides. Prints the program's
 path; with --find it only looks, and ends with 1 when there is none.
 
-Releases up to v0.24.0 carry llama.cpp's sources in their Go module, but for three headers: a module leaves out every
+Releases up to v0.24.0 carry llama.cpp's sources in their Go module, but for a few headers: a module leaves out every
 directory that is named "vendor". Those headers come from a published copy of llama.cpp, checked by its hash.
 """
 
@@ -65,7 +65,7 @@ def build(home: Path) -> None:
     with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as name:
         draft = Path(name)
         include = draft / "include"
-        print(f"fetching three headers from {SOURCE_FILE}", file=sys.stderr)
+        print(f"fetching headers from {SOURCE_FILE}", file=sys.stderr)
         unpack_headers(fetch_source(), include)
         flags = f"{COMPILER_FLAGS} -I{include}"
         environment = {

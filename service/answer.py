@@ -120,11 +120,22 @@ class Draft:
     """The receipt's events before the payment's."""
     resource_url: str
     keyset: str
+    settled_at: int | None = None
+    """Unix seconds of the payment, where it came before the answer."""
     complete: bool = True
 
     @classmethod
-    def of(cls, request: Request, produced: Produced, credentials: Credentials, *, receipt_id: str, now: int) -> Self:
-        """The draft of an answer that has been made; `now` is in unix seconds."""
+    def of(
+        cls,
+        request: Request,
+        produced: Produced,
+        credentials: Credentials,
+        *,
+        receipt_id: str,
+        now: int,
+        settled_at: int | None = None,
+    ) -> Self:
+        """The draft of an answer that has been made; times are in unix seconds."""
         forwarded = [{"type": REQUEST_FORWARDED, "body_hash": hash_} for hash_ in produced.forwarded]
         return cls(
             answer_id=produced.answer_id,
@@ -140,6 +151,7 @@ class Draft:
             ),
             resource_url=request.resource_url,
             keyset=credentials.identity.keyset.digest,
+            settled_at=settled_at,
         )
 
     @classmethod
@@ -171,6 +183,7 @@ class Draft:
                 "events": self.events,
                 "resource_url": self.resource_url,
                 "keyset": self.keyset,
+                "settled_at": self.settled_at,
             }
         )
 
@@ -264,12 +277,12 @@ def seal(draft: Draft, row: Row, credentials: Credentials) -> bytes:
     return credentials.keys.seal(draft.to_bytes(), context=_context(row))
 
 
-def unseal(row: Row, credentials: Credentials) -> Draft | None:
-    """The draft in a row; None when there is none, or it was sealed by keys that are gone."""
-    if row.result is None:
+def unseal(result: bytes | None, row: Row, credentials: Credentials) -> Draft | None:
+    """The draft that was stored for a row; None when there is none, or it was sealed by keys that are gone."""
+    if result is None:
         return None
     try:
-        return Draft.from_bytes(credentials.keys.unseal(row.result, context=_context(row)))
+        return Draft.from_bytes(credentials.keys.unseal(result, context=_context(row)))
     except EnclaveError:
         return None
 

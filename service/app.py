@@ -81,6 +81,14 @@ def create_app(service: Service) -> ASGIApp:
         version=service.settings.replica,
         # A redirect is an answer whose Location no signature covers. A path is right or it is unknown.
         redirect_slashes=False,
+        # FastAPI's own telemetry would keep the bodies of refused requests, and exceptions with what they quote.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     app.state.service = service
     app.state.explorer = agent.Explorer(service.settings, clock=service.clock)

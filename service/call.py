@@ -50,7 +50,6 @@ from service.payment.charging import (
     PaymentConflictError,
     PaymentRefusedError,
     require_settled,
-    row_of,
 )
 from service.payment.facilitator import Facilitator
 from service.payment.ledger import Ledger, LedgerUnavailableError, NewReceipt, Row, State
@@ -295,7 +294,7 @@ class PaidCalls:
                 require_settled(row)
             else:
                 row = await self._charged(row)
-            draft = unseal(row, call.credentials)
+            draft = await self._kept(call, row)
             if draft is not None:
                 await self._replay(call, row, draft)
             else:
@@ -347,23 +346,29 @@ class PaidCalls:
 
     async def _deliver(self, call: _Call, row: Row, produce: Produce) -> PaidAnswer:
         """The answer to a payment that has been made: the kept one, or one that is made anew because it is owed."""
-        draft = unseal(row, call.credentials)
-        if draft is None:
-            # Paid before a restart, and the keys that could read the stored answer are gone; or paid first.
-            try:
-                draft = self._draft(call, await produce(), new_receipt_id())
-            except Exception as error:
-                raise _owed(error) from error
-            row = await self._keep(call, row, draft)
-            draft = unseal(row, call.credentials) or draft
-        answer = draft.answer(call.request, _paid(row), call.credentials)
-        await self._ledger.put_receipt(draft.new_receipt(answer), now=self._clock())
+        draft = await self._kept(call, row)
+        if draft is not None:
+            return await self._again(call, row, draft)
+        # Paid before a restart or at another replica, so that the stored answer cannot be read here; or paid first.
+        try:
+            draft = self._draft(call, await produce(), new_receipt_id(), settled_at=row.updated)
+        except Exception as error:
+            raise _owed(error) from error
+        answer = draft.answer(call.request, _paid(row, draft), call.credentials)
+        kept = await self._keep(call, row, draft, draft.new_receipt(answer))
+        # When somebody was faster, theirs counts.
+        return answer if kept is None else await self._again(call, row, kept)
+
+    async def _again(self, call: _Call, row: Row, draft: Draft) -> PaidAnswer:
+        """A stored answer; its receipt is there, unless the keys are others now or reconciling has settled it."""
+        answer = draft.answer(call.request, _paid(row, draft), call.credentials)
+        if await self._ledger.receipt(answer.receipt_id) is None:
+            await self._ledger.put_receipt(draft.new_receipt(answer), now=self._clock())
         return answer
 
     async def _replay(self, call: _Call, row: Row, draft: Draft) -> None:
         """A streamed answer that is there already, in one piece."""
-        answer = draft.answer(call.request, _paid(row), call.credentials)
-        await self._ledger.put_receipt(draft.new_receipt(answer), now=self._clock())
+        answer = await self._again(call, row, draft)
         body = Broadcast()
         body.write(answer.body)
         body.end()
@@ -375,7 +380,8 @@ class PaidCalls:
         header = settlement_header(paid, call.request.resource_url, call.credentials)
         call.head.set_result(PaidStream(receipt_id, header, call.credentials, body))
         try:
-            draft = self._draft(call, await _passed_on(source, body), receipt_id)
+            produced = await _passed_on(source, body)
+            draft = self._draft(call, produced, receipt_id, settled_at=paid.settled_at)
             answer = draft.answer(call.request, paid, call.credentials)
             await self._keep(call, row, draft, draft.new_receipt(answer))
         except BaseException as error:
@@ -390,19 +396,20 @@ class PaidCalls:
             raise
         body.end()
 
-    async def _keep(self, call: _Call, row: Row, draft: Draft, receipt: NewReceipt | None = None) -> Row:
-        """Store an answer that is owed; when somebody was faster, theirs counts."""
-        done = await self._ledger.replace_result(
-            row,
-            result=seal(draft, row, call.credentials),
-            now=self._clock(),
-            receipt_id=draft.receipt_id,
-            receipt=receipt,
-        )
-        return row_of(done)
+    async def _kept(self, call: _Call, row: Row) -> Draft | None:
+        return unseal(await self._ledger.stored(row), row, call.credentials)
 
-    def _draft(self, call: _Call, produced: Produced, receipt_id: str) -> Draft:
-        return Draft.of(call.request, produced, call.credentials, receipt_id=receipt_id, now=self._clock())
+    async def _keep(self, call: _Call, row: Row, draft: Draft, receipt: NewReceipt) -> Draft | None:
+        """Store an answer that was made after its payment; the one that counts instead, when somebody was faster."""
+        sealed = seal(draft, row, call.credentials)
+        after = await self._ledger.keep(row, result=sealed, now=self._clock(), receipt=receipt)
+        if await self._ledger.stored(after) == sealed:
+            return None
+        return await self._kept(call, after)
+
+    def _draft(self, call: _Call, produced: Produced, receipt_id: str, *, settled_at: int | None = None) -> Draft:
+        now = self._clock()
+        return Draft.of(call.request, produced, call.credentials, receipt_id=receipt_id, now=now, settled_at=settled_at)
 
 
 async def _started(stream: Stream) -> _Source:
@@ -434,8 +441,10 @@ async def _passed_on(source: _Source, body: Broadcast) -> Produced:
     return piece
 
 
-def _paid(row: Row) -> Paid:
-    return Paid(row.authorization, row.transaction or "", row.updated)
+def _paid(row: Row, draft: Draft | None = None) -> Paid:
+    # A row's last change is its settlement, until an answer is stored that was made after it.
+    settled_at = row.updated if draft is None or draft.settled_at is None else draft.settled_at
+    return Paid(row.authorization, row.transaction or "", settled_at)
 
 
 def _stopped() -> ComeBackError:

@@ -8,6 +8,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from pathlib import Path
@@ -34,6 +35,11 @@ if os.getppid() == parent:  # else it went before the request was made
 `preexec_fn`: running Python between fork and exec can deadlock in a program with threads."""
 
 
+_STATES_ON_DISK: Final = 64
+"""anvil keeps the newest 500 states in memory and older ones on disk: all of them unless told otherwise, about a
+megabyte each, and it leaves them there when it is killed."""
+
+
 class AnvilError(RuntimeError):
     """anvil did not start or did not answer; the message holds its last lines of output."""
 
@@ -52,7 +58,7 @@ class Anvil:
     def __init__(self, binary: Path, *, chain_id: int = LOCAL_CHAIN_ID, port: int = 0) -> None:
         self._command = [str(binary), "--host", "127.0.0.1", "--port", str(port), "--chain-id", str(chain_id)]
         # No prefunded, unlocked accounts: every key on this chain is made by whoever uses it.
-        self._command += ["--accounts", "0", "--color", "never"]
+        self._command += ["--accounts", "0", "--color", "never", "--max-persisted-states", str(_STATES_ON_DISK)]
         self._chain_id = chain_id
         self._process: subprocess.Popen[str] | None = None
         self._failure: OSError | None = None
@@ -137,12 +143,17 @@ class Anvil:
         await asyncio.to_thread(self.stop)
 
     def _own(self) -> None:
+        """Runs the process, and removes the states that it has written to disk when it has ended."""
+        with tempfile.TemporaryDirectory(prefix="tollseal-chain-", ignore_cleanup_errors=True) as states:
+            self._run(["--cache-path", states])
+
+    def _run(self, more: list[str]) -> None:
         """Starts the process, then reads what it prints until it ends.
 
         The kernel's parent-death signal follows the thread that started a process, so the thread that starts it is the
         one that stays for as long as the process runs.
         """
-        command = self._command
+        command = self._command + more
         if sys.platform == "linux":
             command = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command]
         try:

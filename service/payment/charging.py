@@ -102,6 +102,8 @@ class Charging:
             # was left by a call that failed.
             raise _busy()
         await self._name(row, identifier)
+        if row.state is State.REJECTED:
+            return await self._doubted(row)
         return await self.ask_chain(row) if row.state in PENDING else row
 
     async def charge(self, row: Row, kept: Kept | None = None, sign: SignReceipt | None = None) -> Row:
@@ -125,6 +127,17 @@ class Charging:
                     return row_of(await self._ledger.reclaim(row, now=now, lease_seconds=self._lease))
                 return row_of(await self._ledger.resume(row, now=now))
             case Unused() | Unavailable():
+                return row
+
+    async def _doubted(self, row: Row) -> Row:
+        """A payment that was refused, after asking the chain whether it was executed all the same.
+
+        Whoever was asked to settle has a signature in hand that is good until it runs out. His no is only his word.
+        """
+        match await self._facilitator.outcome(row.authorization):
+            case Used(transaction=transaction):
+                return row_of(await self._ledger.settled(row, transaction=transaction, now=self._clock()))
+            case _:
                 return row
 
     async def _reserve(self, authorization: Authorization, request_digest: str) -> Row:

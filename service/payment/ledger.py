@@ -4,6 +4,7 @@
     RESERVED -> SETTLING            the answer is stored in the same step, or follows the payment
     RESERVED -> RELEASED            inference failed; the nonce was never spent, so the payment may be reserved again
     UNKNOWN  -> SETTLED | REJECTED  once the chain has been asked
+    REJECTED -> SETTLED             a facilitator said no, and executed the payment all the same
     SETTLING | UNKNOWN -> SERVED    the chain says that nothing was transferred; settlement may be tried again
     SETTLING | UNKNOWN -> RESERVED  the same, where there is no answer yet: it is made again first (`reclaim`)
     RESERVED -> UNKNOWN             inference failed after that: a transaction may still be on its way
@@ -35,9 +36,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.payment.authorization import Authorization, PaymentKey, authorization_to_json
-from service.payment.ledger_lanes import Call, Lane, Rows, Step, number_of
+from service.payment.ledger_lanes import Call, Lane, Rows, Step
 from service.payment.ledger_postgres import postgres_lanes
 from service.payment.ledger_prune import prune
+from service.payment.ledger_register import Register, receipt_values
 from service.payment.ledger_schema import (
     LedgerCorruptError,
     LedgerError,
@@ -46,7 +48,7 @@ from service.payment.ledger_schema import (
     State,
 )
 from service.payment.ledger_sqlite import prepare_file, sqlite_lanes
-from service.payment.ledger_statements import PURCHASE, Statements
+from service.payment.ledger_statements import Statements
 from service.payment.migrations import migrate
 from service.payment.records import (
     Conflict,
@@ -94,7 +96,7 @@ UNFINISHED_PAGE: Final = 500
 _OPEN: Final = frozenset({State.SETTLING, State.UNKNOWN})
 
 
-class Ledger:
+class Ledger(Register):
     """The ledger in SQLite or PostgreSQL.
 
     All database work runs in threads of its own, so the event loop never waits for a disk. Everything that waits at a
@@ -107,9 +109,7 @@ class Ledger:
     """
 
     def __init__(self, lanes: Mapping[str, Lane], statements: Statements, owner: str, retention: Retention) -> None:
-        self._lanes = lanes
-        self._statements = statements
-        self._owner = owner
+        super().__init__(lanes, statements, owner)
         self._retention = retention
 
     @classmethod
@@ -257,8 +257,12 @@ class Ledger:
     async def settled(
         self, row: Row, *, transaction: str | None, now: int, receipt: NewReceipt | None = None
     ) -> Moved | Stale:
-        """SETTLING | UNKNOWN -> SETTLED: the transfer happened. Its receipt is kept exactly when the row has moved."""
-        self._require(row, _OPEN, State.SETTLED)
+        """SETTLING | UNKNOWN | REJECTED -> SETTLED: the transfer happened. Its receipt is kept exactly when the row has
+        moved.
+
+        REJECTED is left when the chain refutes whoever said that nothing would be transferred; the answer is then owed.
+        """
+        self._require(row, _OPEN | {State.REJECTED}, State.SETTLED)
         values = {"transaction_hash": transaction, "reason": None}
         return await self._move(row, State.SETTLED, now, values, receipt=receipt)
 
@@ -330,38 +334,31 @@ class Ledger:
 
         return await self._lanes["scan"].submit(Call(((self._statements.counts, ()),), read))
 
-    async def put_receipt(self, receipt: NewReceipt, *, now: int) -> None:
-        """Keep a receipt. A receipt never changes: a second one under the same id is ignored."""
-        statement = self._statements.put_receipt
-        step = (statement, statement.bind(_receipt_values(receipt, now)))
-        await self._lanes["quick"].submit(Call((step,), number_of))
+    async def stored(self, row: Row) -> bytes | None:
+        """The answer to a payment that this replica has stored, or an earlier life of it; None when there is none.
 
-    async def bind_identifier(
-        self, payer: str, identifier: str, request_digest: str, key: PaymentKey, now: int
-    ) -> bool:
-        """See `service.payment.identifier.Identifiers`."""
-        network, asset, _, nonce = key
-        purchase = {"request_digest": request_digest, "network": network, "asset": asset, "nonce": nonce}
-        params = {
-            f"new_{name}": value
-            for name, value in {"payer": payer, "identifier": identifier, **purchase, "created": now}.items()
-        }
+        A payment's own answer is the one of the replica that settled it. Others, who cannot open that, keep their own
+        beside it, so that everybody gives the same answer each time.
+        """
+        if row.owner == self._owner:
+            return row.result
+        return await self._copy(row)
 
-        def read(bound: Rows, found: Rows) -> bool:
-            return bool(bound) or [tuple(row) for row in found] == [tuple(purchase[name] for name in PURCHASE)]
+    async def keep(self, row: Row, *, result: bytes, now: int, receipt: NewReceipt) -> Row:
+        """Store the answer to a SETTLED payment that has been made now, and its receipt; `stored` finds it.
 
-        bind, find = self._statements.bind_identifier, self._statements.identifier
-        call = Call(((bind, bind.bind(params)),), read, otherwise=(find, find.bind(params)), order=nonce)
-        return await self._lanes["quick"].submit(call)
-
-    async def receipt(self, identifier: str) -> str | None:
-        """The JSON of the receipt with this receipt id, or of the newest one with this chat id."""
-
-        def read(found: Rows, _: Rows) -> str | None:
-            return found[0][0] if found else None
-
-        step = (self._statements.receipt, self._statements.receipt.bind({"given_id": identifier}))
-        return await self._lanes["read"].submit(Call((step,), read))
+        Returns:
+            The row afterwards. When somebody has stored another answer meanwhile, that one counts.
+        """
+        if row.owner == self._owner:
+            kept = await self.replace_result(
+                row, result=result, now=now, receipt_id=receipt.receipt_id, receipt=receipt
+            )
+            if isinstance(kept, Stale):
+                await self.put_receipt(receipt, now=now)
+            return kept.row or row
+        await self._put_copy(row, result, receipt, now)
+        return row
 
     async def prune(self, *, now: int) -> Pruned:
         """Remove what is more than the retention allows, a little at a time, between payments."""
@@ -403,7 +400,7 @@ class Ledger:
         if receipt is not None:
             params |= {
                 "given_transaction_hash": values.get("transaction_hash", row.transaction),
-                **_receipt_values(receipt, now),
+                **receipt_values(receipt, now),
             }
             kept = self._statements.put_settled_receipt
             steps = (*steps, (kept, kept.bind(params)))
@@ -434,15 +431,6 @@ class Ledger:
         otherwise = (self._statements.again, (row.id, authorization.nonce))
         call = Call(steps, read, otherwise=otherwise, order=authorization.nonce, durable=durable)
         return await self._lanes["durable" if durable else "quick"].submit(call)
-
-
-def _receipt_values(receipt: NewReceipt, now: int) -> dict[str, Any]:
-    return {
-        "new_receipt_id": receipt.receipt_id,
-        "new_chat_id": receipt.chat_id,
-        "new_receipt": receipt.receipt_json,
-        "new_created": now,
-    }
 
 
 def _parsed(url: str) -> URL:

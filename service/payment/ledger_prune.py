@@ -36,6 +36,20 @@ async def prune(lanes: Mapping[str, Lane], statements: Statements, keep: Retenti
     old = {"given_before": now - keep.payment_max_age_seconds, "given_limit": AT_ONCE}
     payments = await emptied((statements.drop_payments, statements.drop_payments.bind(old)))
     await emptied((statements.drop_identifiers, statements.drop_identifiers.bind(old)))
+    await emptied((statements.drop_copies, statements.drop_copies.bind(old)))
+
+    def surplus_since(stored: Rows, _: Rows) -> int | None:
+        total = 0
+        for created, size in stored:
+            total += size
+            if total > keep.max_answer_bytes:
+                return int(created)
+        return None
+
+    since = await lanes["scan"].submit(Call(((statements.stored_copies, ()),), surplus_since))
+    if since is not None:
+        most = {"given_before": since, "given_limit": AT_ONCE}
+        await emptied((statements.drop_copies, statements.drop_copies.bind(most)))
     answers = 0
     for id_ in await lanes["scan"].submit(Call(((statements.stored_answers, ()),), beyond)):
         step = (statements.drop_answer, statements.drop_answer.bind({"given_id": id_}))

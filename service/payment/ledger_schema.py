@@ -143,3 +143,15 @@ purchases: Final = Table(
     Index("purchases_by_age", "created"),
 )
 """Names that buyers have given to their purchases (`service.payment.identifier`)."""
+
+copies: Final = Table(
+    "copies",
+    metadata,
+    Column("payment_id", _id_type, primary_key=True, autoincrement=False),
+    Column("owner", String(64), primary_key=True),
+    Column("nonce", String(66), nullable=False),
+    Column("result", LargeBinary, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Index("copies_by_age", "created"),
+)
+"""Answers that another replica than a payment's own has made, because it cannot open what the other has stored."""

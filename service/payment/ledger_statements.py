@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from service.payment.ledger_schema import FINISHED, UNFINISHED, State, among, payments, purchases, receipts
+from service.payment.ledger_schema import FINISHED, UNFINISHED, State, among, copies, payments, purchases, receipts
 
 LEGACY_LEASE_SECONDS: Final = 900
 """How long after its last change a row without a lease, made by a version that had none, counts as being worked on."""
@@ -200,6 +200,28 @@ class Statements:
             )
             .returning(purchases.c.created)
         )
+        self.copy = self._made(
+            select(copies.c.result).where(
+                copies.c.payment_id == _given("payment_id", copies.c.payment_id),
+                copies.c.owner == _given("owner", copies.c.owner),
+                copies.c.nonce == _given("nonce", copies.c.nonce),
+            )
+        )
+        self.put_copy = self._made(self._put_copy())
+        self.drop_copies = self._made(
+            delete(copies)
+            .where(
+                tuple_(copies.c.payment_id, copies.c.owner).in_(
+                    select(copies.c.payment_id, copies.c.owner)
+                    .where(copies.c.created <= _given("before", copies.c.created))
+                    .limit(_given("limit", copies.c.created))
+                )
+            )
+            .returning(copies.c.created)
+        )
+        self.stored_copies = self._made(
+            select(copies.c.created, func.length(copies.c.result)).order_by(copies.c.created.desc())
+        )
         self.move = cache(self._move)
 
     def _move(self, columns: tuple[str, ...], guard: str | None) -> Statement:
@@ -251,6 +273,12 @@ class Statements:
             set_={name: bound.excluded[name] for name in (*PURCHASE, "created")},
             where=~lives,
         ).returning(purchases.c.created)
+
+    def _put_copy(self) -> Any:
+        names = ("payment_id", "owner", "nonce", "result", "created")
+        kept = self._insert(copies).values(**{name: _new(copies, name) for name in names})
+        changed = {name: kept.excluded[name] for name in ("nonce", "result", "created")}
+        return kept.on_conflict_do_update(index_elements=["payment_id", "owner"], set_=changed)
 
     def _put_receipt(self) -> Any:
         values = {name: _new(receipts, name) for name in ("receipt_id", "chat_id", "receipt", "created")}

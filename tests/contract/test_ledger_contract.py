@@ -179,7 +179,10 @@ STEPS: dict[str, tuple[set[State], Call]] = {
     "serve": ({State.RESERVED}, lambda ledger, row: ledger.serve(row, result=b"x", now=1)),
     "release": ({State.RESERVED}, lambda ledger, row: ledger.release(row, reason="x", now=1)),
     "start_settlement": ({State.SERVED, State.RESERVED}, lambda ledger, row: ledger.start_settlement(row, now=1)),
-    "settled": (SETTLING_OR_UNKNOWN, lambda ledger, row: ledger.settled(row, transaction="0x", now=1)),
+    "settled": (
+        SETTLING_OR_UNKNOWN | {State.REJECTED},
+        lambda ledger, row: ledger.settled(row, transaction="0x", now=1),
+    ),
     "rejected": (SETTLING_OR_UNKNOWN, lambda ledger, row: ledger.rejected(row, reason="x", now=1)),
     "unknown": ({State.SETTLING}, lambda ledger, row: ledger.unknown(row, reason="x", now=1)),
     "resume": (SETTLING_OR_UNKNOWN, lambda ledger, row: ledger.resume(row, now=1)),
@@ -636,3 +639,44 @@ async def test_old_names_are_forgotten_with_their_payments(ledger: Ledger) -> No
     await ledger.prune(now=103 + Retention().payment_max_age_seconds)
     other = (await reserved(ledger)).authorization
     assert await ledger.bind_identifier(paid.payer, "purchase-0000001", OTHER_REQUEST, other.key, 104)
+
+
+# Answers of several replicas
+
+
+async def test_each_replica_keeps_its_own_answer_to_a_payment(ledger: Ledger, url: str) -> None:
+    row = await in_state(ledger, State.SETTLED)
+    other = await Ledger.open(url, owner="other")
+    try:
+        seen = await other.find(row.authorization.key)
+        assert seen is not None
+        assert await other.stored(seen) is None, "what the first one stored is sealed with its own keys"
+        kept = await other.keep(seen, result=b"by the other", now=104, receipt=NewReceipt("r-other", "c", "{}"))
+        assert (await ledger.stored(row), await other.stored(kept)) == (row.result, b"by the other")
+        await other.keep(seen, result=b"after its restart", now=105, receipt=NewReceipt("r-later", "c", "{}"))
+        assert await other.stored(seen) == b"after its restart"
+        assert await ledger.find(row.authorization.key) == row, "the payment itself is as it was"
+        assert await ledger.receipt("r-other") == await ledger.receipt("r-later") == "{}"
+        await other.prune(now=105 + Retention().payment_max_age_seconds)
+        assert await other.stored(seen) is None
+    finally:
+        await other.close()
+
+
+async def test_copies_are_bounded_by_size_and_the_newest_stay(ledger: Ledger, url: str) -> None:
+    rows = [await in_state(ledger, State.SETTLED) for _ in range(3)]
+    other = await Ledger.open(url, owner="other", retention=Retention(max_answer_bytes=250))
+    try:
+        for now, row in enumerate(rows, 200):
+            await other.keep(row, result=b"x" * 100, now=now, receipt=NewReceipt(f"r{now}", "c", "{}"))
+        await other.prune(now=300)
+        assert [await other.stored(row) is None for row in rows] == [True, False, False]
+    finally:
+        await other.close()
+
+
+async def test_a_refusal_that_the_chain_refutes_is_taken_back(ledger: Ledger) -> None:
+    row = await in_state(ledger, State.REJECTED)
+    settled = await moved(ledger.settled(row, transaction=TRANSACTION, now=110))
+    assert (settled.state, settled.transaction, settled.reason) == (State.SETTLED, TRANSACTION, None)
+    assert settled.result is None, "its answer is owed"

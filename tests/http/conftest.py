@@ -78,8 +78,7 @@ async def running(
                 ledger=ledger,
                 cache_dir=directory,
                 threads=1,
-                backend=f"openai:{model_url}/v1#{model.model}",
-                **more,
+                **{"backend": f"openai:{model_url}/v1#{model.model}", **more},
             )
             async with boot(settings, clock=clock) as service, serve(service, [listener]):
                 reader = ChainReader(chain.rpc, f"eip155:{chain.chain_id}")

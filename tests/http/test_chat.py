@@ -380,3 +380,12 @@ async def test_the_description_of_the_api_shows_both_ways_of_answering(ledger_pa
     referred = {part.split('"')[0] for part in text.split('"$ref": "#/components/schemas/')[1:]}
     assert referred <= defined
     assert '"#/$defs' not in text
+
+
+async def test_openais_client_reads_a_stream_over_the_paying_transport(stack: Stack) -> None:
+    before = await stack.earned()
+    async with client(stack) as ai:
+        stream = await ai.chat.completions.create(model=stack.model.model, messages=QUESTION, stream=True, seed=21)
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert text == stack.model.text
+    assert await stack.earned() == before + PRICE

@@ -330,6 +330,34 @@ async def test_a_rejected_settlement_is_final_and_drops_the_answer(shop: Shop) -
     assert shop.counts == (1, 1)
 
 
+async def test_a_facilitator_that_says_no_and_executes_all_the_same_is_found_out(shop: Shop) -> None:
+    """His no is only his word: the signature in his hands is good until it runs out."""
+    shop.facilitator.settlements.append(Rejected("insufficient_funds", "the money is gone"))
+    with pytest.raises(PaymentRefusedError):
+        await shop.buy()
+    shop.facilitator.executed(shop.authorization)
+    answer = await shop.buy()
+    assert receipt_of(answer).event("payment.settled")["transaction"] == transaction_of(shop.authorization.key)
+    assert await shop.buy() == answer
+    assert shop.facilitator.count("settle") == 1
+
+
+async def test_an_answer_that_another_replica_made_is_made_here_once_more_and_both_stay_as_they_are(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    elsewhere = await Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", owner="elsewhere")
+    try:
+        one = Shop(ledger, KeyRing.generate())
+        two = Shop(elsewhere, KeyRing.generate(), one.facilitator, Model(), one.clock, one.authorization)
+        two.model.calls = 10
+        first, second = await one.buy(), await two.buy()
+        assert first.body != second.body
+        assert (await one.buy(), await two.buy()) == (first, second)
+        assert one.facilitator.count("settle") == 1
+    finally:
+        await elsewhere.close()
+
+
 async def test_an_unknown_settlement_is_neither_an_answer_nor_a_refusal(shop: Shop) -> None:
     shop.facilitator.settlements.append(Unknown("the node went away", "0x" + "ab" * 32))
     with pytest.raises(ComeBackError, match="send the same one again"):
@@ -641,7 +669,7 @@ async def test_a_ledger_that_fails_at_any_step_costs_no_second_charge(
     assert charged == (1 if step == "settled" else 0)
 
 
-@pytest.mark.parametrize("step", ["replace_result", "put_receipt"])
+@pytest.mark.parametrize("step", ["stored", "keep"])
 async def test_a_ledger_that_fails_while_an_owed_answer_is_made_leaves_it_owed(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

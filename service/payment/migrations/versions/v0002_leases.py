@@ -1,4 +1,5 @@
-"""Who works on a payment and until when; settlement before the answer; names of purchases; smaller indexes.
+"""Who works on a payment and until when; settlement before the answer; names of purchases; copies of
+answers; smaller indexes.
 
 Expands only. A replica of version 1 that is still running leaves the new columns empty, and rows with an empty lease
 count as being worked on for a while after their last change (`LEGACY_LEASE_SECONDS`).
@@ -41,4 +42,13 @@ def upgrade() -> None:
         sa.Column("created", sa.BigInteger, nullable=False),
     )
     op.create_index("purchases_by_age", "purchases", ["created"])
+    op.create_table(
+        "copies",
+        sa.Column("payment_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+        sa.Column("owner", sa.String(64), primary_key=True),
+        sa.Column("nonce", sa.String(66), nullable=False),
+        sa.Column("result", sa.LargeBinary, nullable=False),
+        sa.Column("created", sa.BigInteger, nullable=False),
+    )
+    op.create_index("copies_by_age", "copies", ["created"])
     op.execute("UPDATE tollseal_schema SET version = 2")
