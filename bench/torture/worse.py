@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -79,13 +80,13 @@ async def full_disk(on: Stage) -> None:
 
 
 def _fill(file: Path) -> None:
+    """Take all the room there is, and never more than the small disk has, wherever the file is."""
+    left = TMPFS_BYTES
     with file.open("wb", buffering=0) as opened:
         for size in (65_536, 4_096, 512, 1):
-            try:
-                while True:
-                    opened.write(b"\0" * size)
-            except OSError:
-                continue
+            with suppress(OSError):
+                while left > 0:
+                    left -= opened.write(b"\0" * size)
 
 
 async def killed_postgres(on: Stage) -> None:
