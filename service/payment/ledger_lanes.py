@@ -1,14 +1,14 @@
 """Threads that work for the event loop, one database connection each, and everything that waits at a time.
 
 Work queues up while a transaction commits. The thread then takes all of it into the next one: one commit, one wait for
-the disk and one wakeup of the event loop, however many are waiting. That is what makes a busy ledger cheap.
+the disk and one wakeup on either side, however many are waiting. That is what makes a busy ledger cheap.
 """
 
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from service.payment.ledger_schema import LedgerUnavailableError
@@ -114,58 +114,81 @@ class InlineLane:
 
 
 class ThreadLane:
-    """A queue of calls and the threads that take them, one for each session."""
+    """Threads with a connection each, and what waits for one of them.
+
+    A thread that is done takes everything that waits by then. Nothing is handed over before the callers who can run
+    have run, so that those who were answered together ask again together.
+    """
 
     def __init__(self, name: str, sessions: Sequence[Session]) -> None:
-        self._queue: SimpleQueue[Waiting | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
+        self._waiting: list[Waiting] = []
+        self._scheduled = False
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._work, args=(session,), name=f"ledger-{name}", daemon=True)
-            for session in sessions
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._workers = [_Worker(f"ledger-{name}", session, self._finished, self._loop) for session in sessions]
+        self._idle = list(self._workers)
 
     def submit(self, call: Call[T]) -> "asyncio.Future[T]":
         if self._closed:
             raise LedgerUnavailableError("the ledger is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put((call, future))
+        self._waiting.append((call, future))
+        self._quiet.clear()
+        self._schedule()
         return future
 
     async def close(self) -> None:
         self._closed = True
-        for _ in self._threads:
-            self._queue.put(None)
-        for thread in self._threads:
-            await self._loop.run_in_executor(None, thread.join)
+        await self._quiet.wait()
+        for worker in self._workers:
+            worker.queue.put(None)
+        for worker in self._workers:
+            await self._loop.run_in_executor(None, worker.thread.join)
 
-    def _work(self, session: Session) -> None:
-        ending = False
-        while not ending:
-            batch, ending = self._take()
-            # What need not be on disk does not wait for what must.
-            for part in ([each for each in batch if each[0].durable is durable] for durable in (False, True)):
-                if part:
-                    done = _run(session, part)
-                    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                        self._loop.call_soon_threadsafe(_resolve, done)
-        session.close()
+    def _schedule(self) -> None:
+        if self._idle and self._waiting and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._hand_over)
 
-    def _take(self) -> tuple[list[Waiting], bool]:
-        """All that waits, and whether it is the last."""
-        batch: list[Waiting] = []
-        waiting = self._queue.get()
-        while waiting is not None:
-            batch.append(waiting)
-            if len(batch) == MAX_BATCH:
-                return batch, False
-            try:
-                waiting = self._queue.get_nowait()
-            except Empty:
-                return batch, False
-        return batch, True
+    def _hand_over(self) -> None:
+        self._scheduled = False
+        while self._idle and self._waiting:
+            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            self._idle.pop().queue.put(batch)
+
+    def _finished(self, worker: "_Worker", done: "list[Done]") -> None:
+        self._idle.append(worker)
+        _resolve(done)
+        self._schedule()
+        if not self._waiting and len(self._idle) == len(self._workers):
+            self._quiet.set()
+
+
+class _Worker:
+    """One thread and its connection."""
+
+    def __init__(
+        self,
+        name: str,
+        session: Session,
+        finished: Callable[["_Worker", "list[Done]"], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.queue: SimpleQueue[list[Waiting] | None] = SimpleQueue()
+        self._session = session
+        self._finished = finished
+        self._loop = loop
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        while (batch := self.queue.get()) is not None:
+            done = _run(self._session, batch)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._finished, self, done)
+        self._session.close()
 
 
 def _run(session: Session, batch: list[Waiting]) -> list[Done]:
