@@ -132,7 +132,7 @@ async def measure(seconds: float, rounds: int) -> dict[str, Any]:
             "trust": "the facilitator's word, on both sides; no chain is asked",
             "rounds": rounds,
             "requests_per_round": counts,
-            "cores": "sellers on core 0, load generator and facilitator on core 1" if pinned else "one core for all",
+            "cores": "sellers on all, load generator and facilitator on one" if pinned else "one for all",
             "failed": measuring.failed,
             "verified": measuring.verified,
             "connections": found,

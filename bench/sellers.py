@@ -38,7 +38,7 @@ from attestation.keyset import build_keyset
 from attestation.manifest import manifest_digest
 from attestation.onchain import AgentReference
 from attestation.registry.records import KeyRecord, key_name
-from bench.process import pin, serve_until_terminated
+from bench.process import serve_until_terminated
 from bench.stub_backend import StubBackend
 from service.app import Service
 from service.boot import registration_file, unix_now
@@ -53,7 +53,7 @@ from service.payment.ledger import Ledger
 from service.payment.remote import RemoteFacilitator
 from service.readiness import Readiness
 from service.rotation import Rotation, rotation_lead
-from service.server import listening, serve
+from service.server import listening, serve, spare_what_stays
 from service.settings import Settings
 
 SELLERS: Final = ("bare", "sdk", "ours")
@@ -190,6 +190,8 @@ async def _selling(name: str, facilitator: str, directory: Path, listener: socke
 async def main(name: str, facilitator: str, directory: Path, profile: cProfile.Profile | None) -> None:
     with listening(0) as listener:
         async with _selling(name, facilitator, directory, listener):
+            if name == "ours":
+                spare_what_stays()  # as `tollseal serve` does
             print(f"listening {listener.getsockname()[1]}", flush=True)
             if profile is not None:
                 profile.enable()
@@ -205,7 +207,6 @@ if __name__ == "__main__":
     parser.add_argument("--directory", required=True, type=Path)
     parser.add_argument("--profile", type=Path, help="write a cProfile dump of the event loop's thread here")
     given = parser.parse_args()
-    pin(0)
     recorder = None if given.profile is None else cProfile.Profile()
     uvloop.run(main(given.seller, given.facilitator, given.directory, recorder))
     if recorder is not None:

@@ -37,7 +37,7 @@ from service.localchain.deploy import DeployError
 from service.localchain.stack import DEFAULT_PORT, described, local_stack
 from service.localchain.toolchain import ToolchainError
 from service.payment.ledger import LedgerError
-from service.server import listening
+from service.server import listening, spare_what_stays
 from service.server import serve as serve_http
 from service.settings import Settings
 
@@ -138,6 +138,7 @@ async def _serve(settings: Settings) -> None:
             boot(settings, wait_for_agent=False, report=reporter, progress=reporter.fetching) as service,
             serve_http(service, [listener]),
         ):
+            spare_what_stays()
             reporter(f"serving at {settings.origin}")
             announcing = asyncio.create_task(_announce(service, reporter))
             await _stopped()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,18 @@ MAX_HEADER_BYTES: Final = 64 << 10
 
 KEEP_ALIVE_SECONDS: Final = 30
 BACKLOG: Final = 256
+
+
+def spare_what_stays() -> None:
+    """Have the garbage collector leave alone what has been loaded so far, and look less often. For the whole process.
+
+    A running service consists of some hundred thousand objects that live as long as it does, and looking through them
+    again and again took a tenth of the time of every paid call. What calls leave behind is mostly freed at once, by its
+    reference count.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 class _Protocol(HttpToolsProtocol):
