@@ -1,6 +1,5 @@
 """``POST /v1/summarize``: a document in, a payment, a summary out."""
 
-import json
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -147,8 +146,7 @@ async def _produce(service: "Service", plan: SummaryPlan) -> Produced:
         finish_reason=result.finish_reason,
         usage=usage_of(result),
     )
-    body = json.dumps(answer.model_dump(), ensure_ascii=False).encode()
-    return produced(answer.id, body, result, service.backend.identity)
+    return produced(answer.id, answer.model_dump_json().encode(), result, service.backend.identity)
 
 
 async def _stream(service: "Service", plan: SummaryPlan) -> AsyncGenerator[bytes | Produced, None]:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from itertools import islice
 from typing import Final
 
 # ruff: noqa: N818 - the names say what happened, not that it is an error
@@ -109,6 +110,8 @@ def check_document(document: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> None:
     unreadable = sum(map(_is_unreadable, _SUSPECT.findall(document)))
     if unreadable > len(document) * _MAX_UNREADABLE:
         raise NotText("document is not text: too many of its characters are control or undefined characters")
+    if document.isascii() and _has_enough_words(document):
+        return
     words = count_words(document)
     if words < MIN_DOCUMENT_WORDS:
         raise DocumentTooShort(MIN_DOCUMENT_WORDS, words)
@@ -116,6 +119,12 @@ def check_document(document: str, max_bytes: int = MAX_DOCUMENT_BYTES) -> None:
     distinct = len(unspaced | {word.casefold() for word in _WORD.findall(_UNSPACED.sub(" ", document))})
     if distinct < MIN_DISTINCT_WORDS:
         raise DocumentTooShort(MIN_DISTINCT_WORDS, distinct, distinct=True)
+
+
+def _has_enough_words(document: str) -> bool:
+    """Whether the beginning of a document already has words enough; most have, and need not be counted to their end."""
+    words = [found[0].casefold() for found in islice(_WORD.finditer(document), 4 * MIN_DOCUMENT_WORDS)]
+    return len(words) >= MIN_DOCUMENT_WORDS and len(set(words)) >= MIN_DISTINCT_WORDS
 
 
 def prepare(document: str) -> str:

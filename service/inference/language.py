@@ -7,7 +7,6 @@ told the name. A guess that is not clear is no guess.
 import re
 import unicodedata
 from collections import Counter
-from itertools import chain
 from typing import Final
 
 _SCRIPTS: Final = (
@@ -68,20 +67,27 @@ _OTHER: Final = re.compile(r"[^\x00-\x7f]")
 def guess_language(text: str) -> str | None:
     """The ISO 639-1 code of the language `text` is most likely in, or None when that is not clear."""
     sample = text[:_SAMPLE_CHARACTERS]
-    basic = sum(map(len, _BASIC_LETTERS.findall(sample)))
-    others = [character for character in _OTHER.findall(sample) if character.isalpha()]
-    letters = basic + len(others)
-    if not letters:
-        return None
-    scripts = Counter(unicodedata.name(character, "").split(" ")[0].split("-")[0] for character in others)
-    latin = basic + scripts.pop("LATIN", 0)
-    if latin < letters / 2:
-        return _by_script(sample, scripts, letters)
-    words = [word.casefold() for word in _WORD.findall(sample)]
-    common = chain.from_iterable(_LANGUAGES_OF.get(word, ()) for word in words)
-    scores = Counter(dict.fromkeys(_COMMON_WORDS, 0))
-    scores.update(common)
-    (best, score), (_, second) = scores.most_common(2)
+    if not sample.isascii():
+        basic = sum(map(len, _BASIC_LETTERS.findall(sample)))
+        others = [character for character in _OTHER.findall(sample) if character.isalpha()]
+        letters = basic + len(others)
+        if not letters:
+            return None
+        scripts = Counter(unicodedata.name(character, "").split(" ")[0].split("-")[0] for character in others)
+        latin = basic + scripts.pop("LATIN", 0)
+        if latin < letters / 2:
+            return _by_script(sample, scripts, letters)
+    words = _WORD.findall(sample.casefold())
+    scores = dict.fromkeys(_COMMON_WORDS, 0)
+    for word in words:
+        for code in _LANGUAGES_OF.get(word, ()):
+            scores[code] += 1
+    best, score, second = "", 0, 0
+    for code, found in scores.items():
+        if found > score:
+            best, score, second = code, found, score
+        elif found > second:
+            second = found
     clear = score >= _MIN_WORDS and score >= len(words) * _MIN_SHARE and score >= second * _MIN_LEAD
     return best if clear else None
 

@@ -6,6 +6,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Final, Literal, get_args
 
 from attestation.digest import digest, jcs, sha256_hex
@@ -303,10 +304,15 @@ def build_messages(document: str, options: SummaryOptions) -> tuple[Message, ...
     text = prepare(document)
     return (
         Message("system", SYSTEM_PROMPT),
-        Message("user", _ask(EXAMPLE_DOCUMENT, style, _EXAMPLE_MAX_WORDS[style], "en")),
+        _example(style),
         Message("assistant", EXAMPLE_ANSWERS[style]),
         Message("user", _ask(text, style, options.words, options.language or guess_language(text))),
     )
+
+
+@cache
+def _example(style: Style) -> Message:
+    return Message("user", _ask(EXAMPLE_DOCUMENT, style, _EXAMPLE_MAX_WORDS[style], "en"))
 
 
 def _ask(text: str, style: Style, max_words: int, language: str | None) -> str:
