@@ -13,7 +13,8 @@ from attestation.enclave import Enclave
 from attestation.onchain import AgentReference
 from service.call import PaidCalls
 from service.credentials import Identity, Keyholder
-from service.http import aci, agent, chat, facilitator, health, problems, summarize, well_known
+from service.http import aci, agent, chat, facilitator, health, paths, problems, summarize, well_known
+from service.http.direct import Direct
 from service.http.signing import SigningMiddleware
 from service.inference.admission import Admission
 from service.inference.backend import Backend
@@ -106,8 +107,11 @@ def create_app(service: Service) -> ASGIApp:
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
+    sold = {paths.SUMMARIZE: summarize.summarize}
+    if service.settings.chat:
+        sold[paths.CHAT] = chat.chat_completions
     return SigningMiddleware(
-        app,
+        Direct(app, sold),
         keyholder=service.keyholder,
         public_origin=service.settings.public_url,
         clock=service.clock,

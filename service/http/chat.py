@@ -24,7 +24,6 @@ from service.http import paths
 from service.http.answers import DONE, EVENT_STREAM, Usage, event, produced, usage_of
 from service.http.body import ESCAPED_BYTES, OPTIONS_BYTES, read_body, validated
 from service.http.chat_request import ChatRequest
-from service.http.direct import DirectRoute
 from service.http.openapi import PARAMETERS, bought, json_body, paid_responses, problem, responses, schema_of
 from service.http.paid import Sale, no_answer, sell
 from service.http.problems import Problem
@@ -44,7 +43,7 @@ from service.payment.discovery import declare
 if TYPE_CHECKING:
     from service.app import Service
 
-router = APIRouter(tags=["chat"], route_class=DirectRoute)
+router = APIRouter(tags=["chat"])
 
 DESCRIPTION: Final = "A chat completion."
 

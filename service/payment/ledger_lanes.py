@@ -16,6 +16,9 @@ from service.payment.ledger_statements import Params, Statement
 
 T = TypeVar("T")
 
+GATHER_SECONDS: Final = 0.001
+"""How long after one batch the next may begin: while many are at work, more come together in that time."""
+
 MAX_BATCH: Final = 256
 """Calls in one transaction, at most: others wait for the database's lock meanwhile."""
 
@@ -124,6 +127,7 @@ class ThreadLane:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Waiting] = []
         self._scheduled = False
+        self._last = 0.0
         self._closed = False
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -150,10 +154,15 @@ class ThreadLane:
     def _schedule(self) -> None:
         if self._idle and self._waiting and not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._hand_over)
+            rest = self._last + GATHER_SECONDS - self._loop.time()
+            if rest > 0:
+                self._loop.call_later(rest, self._hand_over)
+            else:
+                self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
         self._scheduled = False
+        self._last = self._loop.time()
         while self._idle and self._waiting:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             self._idle.pop().queue.put(batch)
