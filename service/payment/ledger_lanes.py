@@ -128,6 +128,7 @@ class ThreadLane:
         self._waiting: list[Waiting] = []
         self._scheduled = False
         self._last = 0.0
+        self._many = False
         self._closed = False
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -155,14 +156,14 @@ class ThreadLane:
         if self._idle and self._waiting and not self._scheduled:
             self._scheduled = True
             rest = self._last + GATHER_SECONDS - self._loop.time()
-            if rest > 0:
+            if rest > 0 and self._many:
                 self._loop.call_later(rest, self._hand_over)
             else:
                 self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
         self._scheduled = False
-        self._last = self._loop.time()
+        self._last, self._many = self._loop.time(), len(self._waiting) > 1
         while self._idle and self._waiting:
             batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
             self._idle.pop().queue.put(batch)
