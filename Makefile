@@ -4,7 +4,7 @@ PYTHON ?= python3
 MODEL ?= qwen2.5-coder-1.5b
 BIN := .venv/bin
 
-.PHONY: demo up test coverage lint format bench contracts clean
+.PHONY: demo up test coverage lint format bench bench-gas torture ollama contracts clean
 
 demo: $(BIN)/.ready
 	@$(BIN)/tollseal demo --model '$(MODEL)' $(if $(FILE),'$(FILE)')
@@ -31,6 +31,16 @@ format: $(BIN)/.ready
 
 bench: $(BIN)/.ready
 	@$(BIN)/python -m bench
+
+bench-gas: $(BIN)/.ready
+	@$(BIN)/python -m bench.gas
+
+torture: $(BIN)/.ready
+	@$(BIN)/python -m bench.torture $(ARGS)
+
+# A real Ollama for the tests, built from source: needs Go and a C++ compiler, and takes a quarter of an hour once.
+ollama: $(BIN)/.ready
+	@$(BIN)/python scripts/ollama.py
 
 contracts: $(BIN)/.ready
 	@$(BIN)/python -m service.localchain.contracts
