@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import coincurve
-from eth_hash.auto import keccak
+from eth_utils.crypto import keccak
 
 from attestation.errors import EvidenceError, MalformedError
 from attestation.money import MAX_UINT256

@@ -6,17 +6,15 @@ Anyone with an account can rate. Ratings are read from the events, because only 
 from dataclasses import dataclass, replace
 from typing import Final
 
-from web3.contract import AsyncContract
-
 from attestation.encoding import address as parse_address
 from attestation.money import format_amount
 from attestation.registry.abi import FEEDBACK_REVOKED, NEW_FEEDBACK
-from attestation.registry.erc8004 import IdentityReader, Position
-from attestation.registry.errors import NoContractError
+from attestation.registry.erc8004 import Position
 from attestation.registry.readback import Sent, read_back
 from attestation.registry.rpc import word
 from attestation.registry.sender import Sender
-from attestation.registry.validation import check_sibling, position, text, topic_address
+from attestation.registry.sibling import SiblingReader
+from attestation.registry.validation import position, text, topic_address
 
 MAX_DECIMALS: Final = 18
 MAX_VALUE: Final = 10**38
@@ -57,40 +55,10 @@ def decimal_text(value: int, decimals: int) -> str:
     return ("-" if value < 0 else "") + format_amount(abs(value), decimals)
 
 
-class ReputationReader:
-    """The reputation registry at `address`, on the chain and beside the identity registry of `identity`.
+class ReputationReader(SiblingReader):
+    """The reputation registry."""
 
-    Every method but `deployed` raises `NoContractError` where there is no such registry, and what `IdentityReader`
-    raises.
-    """
-
-    def __init__(self, identity: IdentityReader, address: str) -> None:
-        self.identity: Final = identity
-        self.chain: Final = identity.chain
-        self.address: Final = parse_address(address, "reputation registry")
-        self._checked = False
-
-    async def deployed(self) -> bool:
-        """Whether this chain has the registry."""
-        try:
-            await self.contract()
-        except NoContractError as error:
-            if error.address == self.address:
-                return False
-            raise
-        return True
-
-    async def contract(self) -> AsyncContract:
-        """The registry with its ABI, checked.
-
-        Raises:
-            RegistryError: it belongs to another identity registry, so its agent ids mean other agents.
-        """
-        contract = await self.chain.contract("reputation", self.address)
-        if not self._checked:
-            await check_sibling(self.identity, contract, "reputation")
-            self._checked = True
-        return contract
+    name = "reputation"
 
     async def ratings(self, agent_id: int, *, client: str | None = None) -> tuple[Rating, ...]:
         """All ratings of an agent, or one client's, revoked ones included, the oldest first."""

@@ -7,17 +7,16 @@ answered is therefore read from the events, where the difference shows. The regi
 from dataclasses import dataclass
 from typing import Final
 
-from web3.contract import AsyncContract
 from web3.types import LogReceipt
 
 from attestation.encoding import address as parse_address
 from attestation.encoding import prefixed_hex_bytes
 from attestation.registry.abi import VALIDATION_REQUEST, VALIDATION_RESPONSE
-from attestation.registry.erc8004 import IdentityReader, Position
-from attestation.registry.errors import NoContractError, RegistryError
+from attestation.registry.erc8004 import Position
 from attestation.registry.readback import Sent, read_back
 from attestation.registry.rpc import checksum, word
 from attestation.registry.sender import Sender
+from attestation.registry.sibling import SiblingReader
 
 MAX_RESPONSE: Final = 100
 
@@ -56,40 +55,10 @@ class Validation:
     answer: Answer | None
 
 
-class ValidationReader:
-    """The validation registry at `address`, on the chain and beside the identity registry of `identity`.
+class ValidationReader(SiblingReader):
+    """The validation registry."""
 
-    Every method but `deployed` raises `NoContractError` where there is no such registry, and what `IdentityReader`
-    raises.
-    """
-
-    def __init__(self, identity: IdentityReader, address: str) -> None:
-        self.identity: Final = identity
-        self.chain: Final = identity.chain
-        self.address: Final = parse_address(address, "validation registry")
-        self._checked = False
-
-    async def deployed(self) -> bool:
-        """Whether this chain has the registry. That it has none is normal."""
-        try:
-            await self.contract()
-        except NoContractError as error:
-            if error.address == self.address:
-                return False
-            raise
-        return True
-
-    async def contract(self) -> AsyncContract:
-        """The registry with its ABI, checked.
-
-        Raises:
-            RegistryError: it belongs to another identity registry, so its agent ids mean other agents.
-        """
-        contract = await self.chain.contract("validation", self.address)
-        if not self._checked:
-            await check_sibling(self.identity, contract, "validation")
-            self._checked = True
-        return contract
+    name = "validation"
 
     async def requests(
         self,
@@ -214,21 +183,6 @@ class ValidationWriter:
         """The bound call of `respond`, unsent."""
         contract = await self.reader.contract()
         return contract.functions.validationResponse(request_hash, response, uri, content_hash, tag)
-
-
-async def check_sibling(identity: IdentityReader, contract: AsyncContract, what: str) -> None:
-    """Makes sure that a registry is about the agents of `identity`.
-
-    Raises:
-        RegistryError: it is about those of another identity registry.
-    """
-    await identity.check()
-    named = str(await identity.chain.call(contract.functions.getIdentityRegistry(), f"the {what} registry's agents"))
-    if named.lower() != identity.address:
-        raise RegistryError(
-            f"the {what} registry at {contract.address.lower()} is about the agents of {named.lower()}, "
-            f"not of {identity.address}"
-        )
 
 
 def position(log: LogReceipt) -> Position:
