@@ -226,11 +226,13 @@ class Buyers:
             with contextlib.suppress(TollsealError, httpx.TransportError):
                 async with self._checker() as checker:
                     found = await checker.attest(httpx.URL(url))
+                if found.keyset_digest != keyset:
+                    return None  # started again meanwhile; until it is registered it sells nothing
                 if not found.verdict.acceptable:
                     self.wrong.append(f"the service is not accepted: {found.verdict.to_json()}")
-                elif found.keyset_digest == keyset:
-                    self._attested[url, keyset] = found
-                    return found
+                    return None
+                self._attested[url, keyset] = found
+                return found
         return None
 
     def _checker(self) -> ServiceChecker:

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.e2e]
 
 PROGRAM = """
 import asyncio, time
-from service.cli import _run, _stopped
+from service.cli import _stopped, run_to_exit
 
 async def work():
     print("started", flush=True)
@@ -20,7 +20,7 @@ async def work():
     finally:
         print("closed", flush=True)
 
-_run(work())
+run_to_exit(work())
 """
 WAITS = "await asyncio.sleep(60)"
 BLOCKS = "time.sleep(60)"
