@@ -205,6 +205,12 @@ def test_what_is_signed_is_what_the_library_would_sign_and_nothing_else_is_signe
     assert fields["signature"] == f"sig=:{b64(KEYS.sign_http(expected.signature_base))}:"
 
 
+@pytest.mark.parametrize("value", ["a\nb", "\x00", "caf\u00e9"])
+def test_a_field_that_no_signature_covers_is_an_error_and_not_an_unsigned_response(value: str) -> None:
+    with pytest.raises(MalformedError, match="content-type"):
+        sign_response(replace(PLAIN, headers={"content-type": value}), KEYS, created=NOW)
+
+
 # Streams: the head is signed before there is a body
 
 
