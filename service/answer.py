@@ -17,6 +17,7 @@ from attestation.digest import digest, sha256
 from attestation.enclave.keyring import KeyRing
 from attestation.encoding import b64, b64_bytes
 from attestation.errors import EnclaveError
+from attestation.http_signature import STREAM_TYPE
 from attestation.payment_proof import EXTENSION, PaymentReceipt, sign_payment_receipt
 from attestation.pricing import request_digest
 from attestation.purchase import authorization_hash
@@ -41,7 +42,6 @@ TRIAL: Final = b"tollseal: does this key sign?"
 TRIAL_SECONDS: Final = 1.0
 
 JSON: Final = "application/json"
-EVENT_STREAM: Final = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Draft:
             model=None,
             served_at=now,
             body=sent,
-            media_type=EVENT_STREAM,
+            media_type=STREAM_TYPE,
             events=_identified(request, credentials),
             resource_url=request.resource_url,
             keyset=credentials.identity.keyset.digest,

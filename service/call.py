@@ -23,8 +23,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from attestation.http_signature import STREAM_TYPE
 from service.answer import (
-    EVENT_STREAM,
     Draft,
     Paid,
     PaidAnswer,
@@ -52,7 +52,7 @@ from service.payment.charging import (
     require_settled,
 )
 from service.payment.facilitator import Facilitator
-from service.payment.ledger import Ledger, LedgerUnavailableError, NewReceipt, Row, State
+from service.payment.ledger import Ledger, LedgerError, NewReceipt, Row, State
 from service.payment.settlement import Kept
 from service.payment.terms import PaymentPayload, PaymentRequirements
 
@@ -86,7 +86,7 @@ class PaidStream:
     payment_response: str
     credentials: Credentials
     body: Broadcast
-    media_type: str = EVENT_STREAM
+    media_type: str = STREAM_TYPE
 
     def read(self) -> AsyncIterator[bytes]:
         """The answer's bytes, from the first one.
@@ -231,8 +231,8 @@ class PaidCalls:
                 row = await self._ledger.find(key)
                 if row is not None and row.state in UNFINISHED:
                     await self._ledger.renew(row, now=self._clock(), lease_seconds=self._lease)
-        except LedgerUnavailableError:
-            _log.warning("leases could not be renewed: the ledger does not answer")
+        except LedgerError as error:  # whatever it is: the next round must come
+            _log.warning("leases could not be renewed: %s", error)
 
     async def drain(self) -> None:
         """Wait for the calls that are running."""

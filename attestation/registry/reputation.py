@@ -17,8 +17,7 @@ from attestation.registry.sibling import SiblingReader
 from attestation.registry.validation import position, text, topic_address
 
 MAX_DECIMALS: Final = 18
-MAX_VALUE: Final = 10**38
-"""Bounds of the contract: decimals of a value, and its absolute value."""
+"""A bound of the contract."""
 
 _TYPES: Final = ("uint64", "int128", "uint8", "bytes", "bytes", "bytes", "bytes", "bytes32")
 

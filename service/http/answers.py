@@ -11,8 +11,6 @@ from service.call import Produced
 from service.inference.backend import Completion, ModelIdentity
 from service.inference.summary import SummaryResult
 
-EVENT_STREAM: Final = "text/event-stream"
-
 DONE: Final = b"data: [DONE]\n\n"
 """The last event of every stream, as OpenAI's API ends them."""
 

@@ -15,13 +15,18 @@ MAX_LISTED: Final = 10
 MAX_NAME: Final = 100
 """Mistakes that one answer lists, and characters of a field's name that it repeats: no error is a large answer."""
 
-ESCAPED_BYTES: Final = 3
+_ESCAPED_BYTES: Final = 3
 """JSON that escapes every character outside ASCII needs at most three bytes for each byte of UTF-8 text."""
-OPTIONS_BYTES: Final = 4_096
+_OPTIONS_BYTES: Final = 4_096
 
 MAX_DISCARDED_BYTES: Final = 16 << 20
 """How much of a body that is too large is still taken in: a caller who is sending does not read, and would see a broken
 connection instead of the answer."""
+
+
+def body_limit(document_bytes: int) -> int:
+    """How many bytes a body may have whose document has at most so many."""
+    return document_bytes * _ESCAPED_BYTES + _OPTIONS_BYTES
 
 
 async def read_body(request: Request, *, limit: int) -> bytes:

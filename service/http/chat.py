@@ -19,10 +19,11 @@ from starlette.responses import JSONResponse, Response
 
 from attestation.encoding import parse_json
 from attestation.errors import MalformedError
+from attestation.http_signature import STREAM_TYPE
 from service.call import Produced
 from service.http import paths
-from service.http.answers import DONE, EVENT_STREAM, Usage, event, produced, usage_of
-from service.http.body import ESCAPED_BYTES, OPTIONS_BYTES, read_body, validated
+from service.http.answers import DONE, Usage, event, produced, usage_of
+from service.http.body import body_limit, read_body, validated
 from service.http.chat_request import ChatRequest
 from service.http.openapi import PARAMETERS, bought, json_body, paid_responses, problem, responses, schema_of
 from service.http.paid import Sale, no_answer, sell
@@ -145,7 +146,7 @@ DISCOVERY: Final = declare(
 async def chat_completions(http: HttpRequest) -> Response:
     """Answer a chat. Without a payment the answer is a 402 that says what it costs."""
     service = service_of(http)
-    body = await read_body(http, limit=service.settings.max_document_bytes * ESCAPED_BYTES + OPTIONS_BYTES)
+    body = await read_body(http, limit=body_limit(service.settings.max_document_bytes))
     wanted = validated(body, ChatRequest)
     plan = await _plan(service, wanted)
     return await sell(
@@ -278,7 +279,7 @@ async def _stream(service: "Service", plan: _Plan) -> AsyncGenerator[bytes | Pro
                 sent.append(event({**head, "choices": [], "usage": usage_of(piece).model_dump()}))
                 yield sent[-1]
             yield DONE
-            yield produced(answer_id, b"".join([*sent, DONE]), piece, model, media_type=EVENT_STREAM)
+            yield produced(answer_id, b"".join([*sent, DONE]), piece, model, media_type=STREAM_TYPE)
 
 
 def _check(result: Completion, plan: _Plan) -> None:

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.http.answers import DONE, EVENT_STREAM, event
+from attestation.http_signature import STREAM_TYPE
+from service.http.answers import DONE, event
 
 _TEXT: Final = {"type": "string"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
@@ -150,7 +151,7 @@ PARAMETERS: Final[list[dict[str, Any]]] = [
 def bought(description: str, example: Mapping[str, Any]) -> dict[str, Any]:
     """The answer that is bought: as JSON, or as a stream of events, of which one is given."""
     stream = {"schema": _TEXT, "example": (event(example) + DONE).decode()}
-    return {"description": description, "headers": PAID_HEADERS, "content": {EVENT_STREAM: stream}}
+    return {"description": description, "headers": PAID_HEADERS, "content": {STREAM_TYPE: stream}}
 
 
 def paid_responses(*, refused: str) -> dict[int | str, dict[str, Any]]:

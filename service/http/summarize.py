@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from attestation.http_signature import STREAM_TYPE
 from service.call import Produced
 from service.http import paths
-from service.http.answers import DONE, EVENT_STREAM, Usage, event, produced, usage_of
-from service.http.body import ESCAPED_BYTES, OPTIONS_BYTES, read_body, validated
+from service.http.answers import DONE, Usage, event, produced, usage_of
+from service.http.body import body_limit, read_body, validated
 from service.http.openapi import PARAMETERS, bought, json_body, paid_responses, schema_of
 from service.http.paid import Sale, no_answer, sell
 from service.http.problems import Problem
@@ -105,7 +106,7 @@ DISCOVERY: Final = declare(
 async def summarize(http: HttpRequest) -> Response:
     """Summarise a document. Without a payment the answer is a 402 that says what it costs."""
     service = service_of(http)
-    body = await read_body(http, limit=service.settings.max_document_bytes * ESCAPED_BYTES + OPTIONS_BYTES)
+    body = await read_body(http, limit=body_limit(service.settings.max_document_bytes))
     wanted = validated(body, SummarizeRequest)
     plan = await _plan(service, wanted)
     return await sell(
@@ -165,7 +166,7 @@ async def _stream(service: "Service", plan: SummaryPlan) -> AsyncGenerator[bytes
             yield chunk("", finish_reason=piece.finish_reason, usage=usage_of(piece).model_dump())
             yield DONE
             body = b"".join([*sent, DONE])
-            yield produced(str(head["id"]), body, piece, model, media_type=EVENT_STREAM)
+            yield produced(str(head["id"]), body, piece, model, media_type=STREAM_TYPE)
 
 
 def _new_id() -> str:

@@ -29,11 +29,6 @@ class CircuitBreaker:
         self._opened_at: float | None = None
         self._probing = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether requests are held back, but for probes."""
-        return self._opened_at is not None
-
     def admits(self) -> bool:
         """Whether a request may be made now."""
         if self._opened_at is None:

@@ -87,14 +87,6 @@ class ChainReader:
         except ChainError as error:
             return Unavailable(str(error))
 
-    async def native_balance(self, address: str) -> int:
-        """Wei held by `address`.
-
-        Raises:
-            ChainError: the node did not answer usefully.
-        """
-        return quantity(await self._node.call("eth_getBalance", address, "latest"))
-
     async def token_balance(self, asset: str, holder: str) -> int:
         """Atomic units of `asset` held by `holder`.
 

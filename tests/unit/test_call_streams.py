@@ -10,8 +10,9 @@ import pytest
 
 from attestation.digest import digest
 from attestation.enclave.keyring import KeyRing
+from attestation.http_signature import STREAM_TYPE
 from attestation.receipt import EVENT_ORDER, Receipt, check_signature, parse_receipt
-from service.answer import EVENT_STREAM, Produced, Request
+from service.answer import Produced, Request
 from service.broadcast import StreamBrokenError
 from service.call import ComeBackError, PaidCalls, PaidStream, PaymentConflictError, PaymentRefusedError
 from service.credentials import Credentials
@@ -56,7 +57,7 @@ class Model:
                 if index == self.hold_before:
                     await self.hold.wait()
                 yield piece
-            yield Produced("sum-1", "tiny", b"".join(pieces), (digest(b"p"),), {"finish_reason": "stop"}, EVENT_STREAM)
+            yield Produced("sum-1", "tiny", b"".join(pieces), (digest(b"p"),), {"finish_reason": "stop"}, STREAM_TYPE)
         finally:
             self.closed += 1
 
@@ -301,7 +302,7 @@ async def test_a_payment_for_one_stream_buys_no_other(shop: Shop) -> None:
 async def test_a_stream_that_lies_about_its_whole_is_broken(shop: Shop) -> None:
     async def liar() -> AsyncGenerator[bytes | Produced, None]:
         yield b"data: one\n\n"
-        yield Produced("sum-1", "tiny", b"data: two\n\n", (), {}, EVENT_STREAM)
+        yield Produced("sum-1", "tiny", b"data: two\n\n", (), {}, STREAM_TYPE)
 
     stream = await shop.calls.stream(REQUEST, shop.authorization, liar, shop.credentials)
     with pytest.raises(StreamBrokenError):
