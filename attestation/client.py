@@ -25,7 +25,6 @@ Once the answer has been delivered the payment is finished, and the same request
 import asyncio
 import contextlib
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -51,7 +50,7 @@ from attestation.presenting import REPORT_REUSE_SECONDS, Answer, Presenter, unpa
 from attestation.purchase import Payment
 from attestation.receipt_source import fetch_receipt, is_complete
 from attestation.spend_check import clear_doubts
-from attestation.spend_ledger import Entry, PaidRequest, Signed
+from attestation.spend_ledger import Entry, PaidRequest, Signed, utc_text
 from attestation.spending import Asset
 
 __all__ = [
@@ -250,8 +249,8 @@ class PayingTransport(httpx.AsyncBaseTransport):
             await self._note(entry, str(error))
             if now < entry.valid_before:
                 error.hint = (
-                    f"The payment can be taken until {_time(entry.valid_before)}: until then the same request sends it "
-                    "again, and nothing else is signed for it."
+                    f"The payment can be taken until {utc_text(entry.valid_before)}: until then the same request sends "
+                    "it again, and nothing else is signed for it."
                 )
             raise
         except ServiceError as error:
@@ -355,7 +354,3 @@ def _response(exchange: Exchange, request: httpx.Request) -> httpx.Response:
 
 def _usd(entry: Entry) -> str:
     return f"{format_amount(entry.amount, entry.decimals)} USD"
-
-
-def _time(at: int) -> str:
-    return f"{datetime.fromtimestamp(at, tz=UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,11 +1,10 @@
 """`tollseal feedback`: rates an agent with the proof of a payment, and tells paid ratings from the others."""
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -15,6 +14,8 @@ from attestation.agent_change import plan_json, show_plan
 from attestation.agent_inspect import allow_private_option
 from attestation.agent_options import Change, signing_options
 from attestation.bundle import parse_bundle
+from attestation.buyer_cli import BUYER_KEY
+from attestation.checker import unix_now
 from attestation.commands import json_option, print_json, rpc_option, run
 from attestation.devstack import local_stack
 from attestation.encoding import address
@@ -41,8 +42,6 @@ from attestation.registry_options import (
 )
 from attestation.spending import KNOWN_ASSETS
 from attestation.terminal import console, print_fields, printable
-
-BUYER_KEY: Final = "TOLLSEAL_BUYER_KEY"
 
 
 @click.group()
@@ -92,7 +91,7 @@ def give(context: click.Context, /, bundle: Any, score: Score, tags: tuple[str, 
                 f"{payer} paid for this, and {signer.address} would rate it: the rating would not count"
             )
         first, second = (*tags, "", "")[:2]
-        document = build_feedback(purchase, score, tags=(first, second), now=int(time.time()))
+        document = build_feedback(purchase, score, tags=(first, second), now=unix_now())
         where = place(rpc, agent.chain_id, identity=agent.registry, reputation=reputation_registry)
         async with IdentityReader(where.rpc, where.chain_id, where.identity, from_block=from_block) as identity:
             writer = _writer(identity, where, signer, change)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -159,4 +160,4 @@ def _refused(answer: Exchange, problem: str) -> PaymentRefusedError:
 
 def _retry_after(answer: Exchange, default: int) -> int:
     value = answer.headers.get("retry-after", "")
-    return min(int(value), MAX_WAIT_SECONDS) if value.isdecimal() else default
+    return min(int(value), MAX_WAIT_SECONDS) if re.fullmatch("[0-9]{1,9}", value) else default

@@ -1,6 +1,5 @@
 """`tollseal spend`: what was paid to whom, and what may still be spent."""
 
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,12 +9,13 @@ import click
 import httpx
 
 from attestation.buyer_cli import ledger_option, total_options
+from attestation.checker import unix_now
 from attestation.commands import http_url, json_option, print_json, rpc_option, run
 from attestation.errors import SpendingError
 from attestation.money import format_amount
 from attestation.registry.view import ChainReader
 from attestation.spend_check import clear_doubts
-from attestation.spend_ledger import Entry, SpendLedger, State
+from attestation.spend_ledger import Entry, SpendLedger, State, utc_text
 from attestation.spending import SpendingLimit
 from attestation.terminal import console, print_fields
 
@@ -42,7 +42,7 @@ def spend(context: click.Context, since: datetime | None, service: str | None, m
         return
 
     async def work() -> int:
-        book, now = SpendLedger.open(ledger), int(time.time())
+        book, now = SpendLedger.open(ledger), unix_now()
         if rpc is not None:
             await clear_doubts(book, ChainReader(rpc), now=now)
         from_ = None if since is None else int(since.replace(tzinfo=UTC).timestamp())
@@ -90,7 +90,7 @@ def close(ledger: Path, entry_id: int) -> None:
     async def work() -> int:
         book = SpendLedger.open(ledger)
         _entry(book, entry_id)
-        if not book.give_up(entry_id, "given up by its owner", now=int(time.time())):
+        if not book.give_up(entry_id, "given up by its owner", now=unix_now()):
             raise SpendingError(f"payment {entry_id} is not waiting for an answer")
         click.echo(f"payment {entry_id} is given up")
         return 0
@@ -123,7 +123,7 @@ def _show_entry(entry: Entry) -> None:
     result = " ".join(word for word in (entry.state.value, entry.verdict) if word)
     shown = [
         ("payment", str(entry.id)),
-        ("signed", _time(entry.signed_at)),
+        ("signed", utc_text(entry.signed_at)),
         ("amount", f"{format_amount(entry.amount, entry.decimals)} USD ({entry.amount} units)"),
         ("result", result if entry.note is None else f"{result}: {entry.note}"),
         ("service", entry.resource),
@@ -132,7 +132,7 @@ def _show_entry(entry: Entry) -> None:
         ("payer", entry.payer),
         ("asset", f"{entry.asset} on {entry.network}"),
         ("nonce", entry.nonce),
-        ("valid until", _time(entry.valid_before)),
+        ("valid until", utc_text(entry.valid_before)),
         ("transaction", entry.transaction_hash),
         ("receipt", entry.receipt_id),
         ("bundle", entry.bundle),
@@ -156,7 +156,3 @@ def _totals(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         }
         for (network, asset, decimals), found in sums.items()
     ]
-
-
-def _time(at: int) -> str:
-    return f"{datetime.fromtimestamp(at, tz=UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -28,6 +28,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -391,3 +392,8 @@ def _outgoings(db: sqlite3.Connection) -> tuple[Outgoing, ...]:
 
 def _entry(row: sqlite3.Row) -> Entry:
     return Entry(**{**dict(row), "state": State(row["state"]), "amount": int(row["amount"])})
+
+
+def utc_text(at: int) -> str:
+    """A time in unix seconds as people read it."""
+    return f"{datetime.fromtimestamp(at, tz=UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -119,7 +119,8 @@ class Journal:
             encoding.integer(document["next_block"], f"{where}.next_block"),
             {
                 request_hash: _Open(*(encoding.integer(entry.get(name), f"{where}.open.{name}") for name in names))
-                for request_hash, entry in entries.items()
+                for request_hash, value in entries.items()
+                for entry in [encoding.as_object(value, f"{where}.open.{request_hash}")]
             },
         )
 

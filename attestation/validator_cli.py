@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from attestation.commands import (
     print_json,
     rpc_option,
     run,
+    with_consent,
 )
 from attestation.policy import Policy
 from attestation.publishing import Publisher
@@ -101,12 +102,11 @@ def validator(context: click.Context, /, rpc: str | None, network: int | None, r
         raise click.UsageError(
             f"no validation registry is known on chain {where.chain_id}: name it with --validation-registry"
         )
-    chosen = policy or Policy()
     change = change_as(context, VALIDATOR_KEY)
     work = _Work(
         place=where,
         change=change,
-        policy=replace(chosen, allow_simulated=chosen.allow_simulated or allow_simulated),
+        policy=with_consent(policy, allow_simulated=allow_simulated),
         allow_private=allow_private or where.local,
         publisher=publisher,
         once=once or change.dry_run,

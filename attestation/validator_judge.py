@@ -126,8 +126,7 @@ class Judge:
         return self._scored(request, key, found.verdict, found.attestation, {**exchanges, "nonce": found.nonce})
 
     async def _purchase(self, request: Request, key: KeyInQuestion) -> Judgement:
-        data = jcs(dict(key.bundle or {}))
-        bundle = parse_bundle(data)
+        bundle = parse_bundle(jcs(dict(key.bundle or {})))
         digest = report.report_of(bundle.attestation)["workload_keyset_digest"]
         if digest != key.keyset_digest:
             return self._refused(request, key.agent, f"the bundle is under keyset {digest}, not {key.keyset_digest}")
@@ -138,7 +137,7 @@ class Judge:
             purchases.parse_settlement(bundle.answer).transaction,
         )
         verifier = Verifier(replace(self._policy, agent=key.agent), now=self._clock(), chain=view)
-        return self._scored(request, key, verifier.verify_bundle(data), bundle.attestation, {})
+        return self._scored(request, key, verifier.verify_bundle(bundle), bundle.attestation, {})
 
     def _scored(
         self, request: Request, key: KeyInQuestion, verdict: Verdict, attestation: Exchange, exchanges: dict[str, Any]

@@ -7,9 +7,9 @@ from typing import Final
 from eth_utils.crypto import keccak
 
 from attestation.registry.abi import APPROVAL, APPROVAL_FOR_ALL, METADATA_SET, TRANSFER
-from attestation.registry.erc8004 import IdentityReader, Position
+from attestation.registry.erc8004 import IdentityReader, Position, position_of
 from attestation.registry.rpc import word
-from attestation.registry.validation import position, topic_address
+from attestation.registry.validation import topic_address
 
 WALLET_KEY: Final = "agentWallet"
 """The reserved metadata key under which the identity registry keeps an agent's wallet."""
@@ -59,13 +59,13 @@ async def read_ownership(identity: IdentityReader, agent_id: int) -> Ownership:
         sender = topic_address(log, 1)
         owners |= {sender, topic_address(log, 2)}
         if sender != _NOBODY:
-            transfers.append(position(log))
+            transfers.append(position_of(log))
     wallets: list[tuple[Position, str | None]] = []
     topics_ = (METADATA_SET, word(agent_id), keccak(text=WALLET_KEY))
     async for log in identity.chain.logs_newest_first(identity.address, topics_, from_block=identity.from_block):
         with identity.chain.asking("the event that set the agent's wallet"):
             value = bytes(contract.events.MetadataSet().process_log(log)["args"]["metadataValue"])
-        wallets.append((position(log), "0x" + value.hex() if len(value) == _ADDRESS_BYTES else None))
+        wallets.append((position_of(log), "0x" + value.hex() if len(value) == _ADDRESS_BYTES else None))
     held_by = frozenset(owners - {_NOBODY})
     return Ownership(
         held_by, tuple(reversed(transfers)), tuple(reversed(wallets)), await _operators(identity, agent_id, held_by)
@@ -80,7 +80,7 @@ async def _operators(identity: IdentityReader, agent_id: int, owners: frozenset[
     for topics in searches:
         async for log in identity.chain.logs_newest_first(identity.address, topics, from_block=identity.from_block):
             if topics[0] == APPROVAL or int.from_bytes(log["data"], "big"):
-                account, when = topic_address(log, 2), position(log)
+                account, when = topic_address(log, 2), position_of(log)
                 found[account] = min(when, found.get(account, when))
     found.pop(_NOBODY, None)
     return found

@@ -19,7 +19,7 @@ from attestation.encoding import address as parse_address
 from attestation.encoding import prefixed_hex_bytes
 from attestation.errors import MalformedError
 from attestation.registry.abi import AUTHORIZATION_USED, TRANSFER
-from attestation.registry.erc8004 import Position
+from attestation.registry.erc8004 import Position, position_of
 from attestation.registry.rpc import DEFAULT_TIMEOUT, Chain, checksum, word
 
 _NETWORK: Final = re.compile(r"eip155:([1-9][0-9]{0,17})")
@@ -232,7 +232,7 @@ def _transfers(logs: Sequence[LogReceipt], block_time: int) -> Iterator[Transfer
                     pay_to="0x" + words[2][-20:].hex(),
                     amount=int.from_bytes(log["data"], "big"),
                     nonce="0x" + nonce.hex(),
-                    position=Position(int(log["blockNumber"]), int(log["logIndex"])),
+                    position=position_of(log),
                     block_time=block_time,
                 )
 

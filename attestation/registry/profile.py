@@ -5,10 +5,10 @@ from typing import Final
 
 from attestation.errors import MalformedError
 from attestation.registry.abi import METADATA_SET
-from attestation.registry.erc8004 import IdentityReader
+from attestation.registry.erc8004 import IdentityReader, position_of
 from attestation.registry.records import KEY_PREFIX, MANIFEST_KEY, KeyRecord, parse_key, parse_manifest
 from attestation.registry.rpc import word
-from attestation.registry.validation import position, text
+from attestation.registry.validation import text
 
 MAX_SLOTS: Final = 64
 """Key slots that are shown; an owner may write any number."""
@@ -58,7 +58,7 @@ async def read_profile(identity: IdentityReader, agent_id: int) -> Profile:
         name = text(key)
         if name in slots or not name.startswith(KEY_PREFIX) or len(slots) == MAX_SLOTS:
             continue
-        written = position(log)
+        written = position_of(log)
         stale = transfer is not None and transfer.position > written
         slots[name] = Slot(name, _record(value), written.block, stale)
     return Profile(

@@ -9,12 +9,12 @@ from typing import Final
 from attestation.encoding import address as parse_address
 from attestation.money import format_amount
 from attestation.registry.abi import FEEDBACK_REVOKED, NEW_FEEDBACK
-from attestation.registry.erc8004 import Position
+from attestation.registry.erc8004 import Position, position_of
 from attestation.registry.readback import Sent, read_back
 from attestation.registry.rpc import word
 from attestation.registry.sender import Sender
 from attestation.registry.sibling import SiblingReader
-from attestation.registry.validation import position, text, topic_address
+from attestation.registry.validation import text, topic_address
 
 MAX_DECIMALS: Final = 18
 """A bound of the contract."""
@@ -86,7 +86,7 @@ class ReputationReader(SiblingReader):
                 endpoint=text(endpoint),
                 uri=text(uri),
                 content_hash="0x" + content_hash.hex(),
-                position=position(log),
+                position=position_of(log),
                 revoked=False,
             )
             found.append(replace(rating, revoked=(rating.client, rating.index) in gone))

@@ -12,7 +12,7 @@ from web3.types import LogReceipt
 from attestation.encoding import address as parse_address
 from attestation.encoding import prefixed_hex_bytes
 from attestation.registry.abi import VALIDATION_REQUEST, VALIDATION_RESPONSE
-from attestation.registry.erc8004 import Position
+from attestation.registry.erc8004 import Position, position_of
 from attestation.registry.readback import Sent, read_back
 from attestation.registry.rpc import checksum, word
 from attestation.registry.sender import Sender
@@ -82,7 +82,7 @@ class ValidationReader(SiblingReader):
                 agent_id=int.from_bytes(log["topics"][2], "big"),
                 uri=text(self.chain.w3.codec.decode(["bytes"], bytes(log["data"]))[0]),
                 request_hash="0x" + bytes(log["topics"][3]).hex(),
-                position=position(log),
+                position=position_of(log),
             )
             async for log in self.chain.logs_newest_first(self.address, topics, from_block=first, to_block=to_block)
         ]
@@ -126,7 +126,7 @@ class ValidationReader(SiblingReader):
     def _answer(self, log: LogReceipt) -> Answer:
         types = ["uint8", "bytes", "bytes32", "bytes"]
         response, uri, content_hash, tag = self.chain.w3.codec.decode(types, bytes(log["data"]))
-        return Answer(int(response), text(uri), "0x" + content_hash.hex(), text(tag), position(log))
+        return Answer(int(response), text(uri), "0x" + content_hash.hex(), text(tag), position_of(log))
 
 
 class ValidationWriter:
@@ -183,11 +183,6 @@ class ValidationWriter:
         """The bound call of `respond`, unsent."""
         contract = await self.reader.contract()
         return contract.functions.validationResponse(request_hash, response, uri, content_hash, tag)
-
-
-def position(log: LogReceipt) -> Position:
-    """Where an event is in the chain."""
-    return Position(int(log["blockNumber"]), int(log["logIndex"]))
 
 
 def topic_address(log: LogReceipt, index: int) -> str:
