@@ -226,13 +226,13 @@ class PaidCalls:
 
     async def keep_alive(self) -> None:
         """Renew the leases of the payments that are being worked on. To be called well within every lease."""
-        try:
-            for key in list(self._running):
+        for key in list(self._running):
+            try:
                 row = await self._ledger.find(key)
                 if row is not None and row.state in UNFINISHED:
                     await self._ledger.renew(row, now=self._clock(), lease_seconds=self._lease)
-        except LedgerError as error:  # whatever it is: the next round must come
-            _log.warning("leases could not be renewed: %s", error)
+            except LedgerError as error:  # whatever it is: the next one must be renewed all the same
+                _log.warning("a lease could not be renewed: %s", error)
 
     async def drain(self) -> None:
         """Wait for the calls that are running."""

@@ -19,7 +19,7 @@ from attestation.errors import MalformedError, TollsealError
 from attestation.keyset import Keyset, build_keyset
 from attestation.onchain import AgentReference
 from attestation.registry.erc8004 import IdentityReader
-from attestation.registry.errors import RegistryError, RpcRefusedError
+from attestation.registry.errors import RegistryError, RpcRefusedError, UnknownAgentError
 from attestation.registry.publication import Desired, clear_keys, ensure_agent, publish, publish_key
 from attestation.registry.records import (
     MANIFEST_KEY,
@@ -241,7 +241,10 @@ class AgentPublication:
         """What the registry says against the current key; None when it shows it."""
         agent, keyset = current.identity.registered_agent, current.identity.keyset
         async with self._registry() as reader:
-            holder = await reader.owner_of(agent.agent_id)
+            try:
+                holder = await reader.owner_of(agent.agent_id)
+            except UnknownAgentError:
+                return f"the registry knows no agent {agent.agent_id} any more"
             there = await reader.get_metadata(agent.agent_id, current.key_slot)
         if holder != self._wanted.owner.lower():
             return f"agent {agent.agent_id} has passed to {holder}; its new owner has not confirmed this key"

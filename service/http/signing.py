@@ -9,7 +9,7 @@ It stands outside everything else, so that errors, 402s, unknown paths and crash
 import logging
 import re
 from collections.abc import Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +24,9 @@ from service.http.state import CREDENTIALS
 _log: Final = logging.getLogger(__name__)
 
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+
+_Signed: TypeAlias = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
 class SigningMiddleware:
@@ -61,26 +64,30 @@ class SigningMiddleware:
         state: dict[str, Any] = {}
         scope = {**scope, "state": state}
         try:
-            url = request_url(scope, self._origin)
-        except MalformedError:
-            await self._refuse(scope, receive, send)
-            return
-        response = _Response(send, lambda head: self._sign_head(url, scope["method"], head, self._credentials(state)))
-        try:
-            await self._answer(scope, receive, response)
-            if response.streaming:
-                return
-            signed = self._sign(url, scope["method"], response, self._credentials(state))
-        except MalformedError:
-            await self._refuse(scope, receive, send)
-            return
+            answer = await self._signed(scope, receive, send, state)
         except Exception as error:
             _log.critical("signing failed: %s", type(error).__name__)
-            await send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body", "body": b""})
+            answer = 500, [(b"content-length", b"0")], b""
+        if answer is None:  # a stream, which has left
             return
-        await send({"type": "http.response.start", "status": response.status, "headers": signed})
-        await send({"type": "http.response.body", "body": response.body})
+        status, headers, body = answer
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _signed(self, scope: Scope, receive: Receive, send: Send, state: dict[str, Any]) -> "_Signed | None":
+        """Status, signed headers and body; None when a stream has been sent."""
+        try:
+            url = request_url(scope, self._origin)
+            response = _Response(
+                send, lambda head: self._sign_head(url, scope["method"], head, self._credentials(state))
+            )
+            await self._answer(scope, receive, response)
+            if response.streaming:
+                return None
+            signed = self._sign(url, scope["method"], response, self._credentials(state))
+        except MalformedError:
+            return await self._refusal(scope, receive, send)
+        return response.status, signed, response.body
 
     async def _answer(self, scope: Scope, receive: Receive, response: "_Response") -> None:
         """What the app answers; a crash is an answer too, unless one has begun to leave."""
@@ -97,15 +104,14 @@ class SigningMiddleware:
             response.headers, response.body = {}, b""  # what the framework says of a crash is dropped
             await internal_error(error).response()(scope, receive, response)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refusal(self, scope: Scope, receive: Receive, send: Send) -> "_Signed":
         """A signed answer to a request whose URL cannot be put in a signature."""
         problem = Problem(400, "malformed-target", "Malformed request", "The URL cannot be put in a signature.")
         response = _Response(send, lambda _: [])
         await problem.response()(scope, receive, response)
         url = f"{self._origin or 'http://invalid'}/"
         signed = self._sign(url, scope["method"], response, self._keyholder.current)
-        await send({"type": "http.response.start", "status": response.status, "headers": signed})
-        await send({"type": "http.response.body", "body": response.body})
+        return response.status, signed, response.body
 
     def _credentials(self, state: dict[str, Any]) -> Credentials:
         chosen: Credentials | None = state.get(CREDENTIALS)

@@ -68,6 +68,8 @@ class _Entry:
     tries: int = 0
     sent: Sent | None = None
     watchers: int = 0
+    batch: "list[_Entry] | None" = None
+    """What it is being settled with; None while it waits."""
 
     @property
     def authorization(self) -> Authorization:
@@ -151,6 +153,7 @@ class Settler:
 
     def _enqueue(self, entries: Sequence[_Entry]) -> None:
         for entry in entries:
+            entry.batch = None
             (self._alone if entry.alone or not self.batches else self._together).append(entry)
         self._changed.set()
         if self._dispatcher is None or self._dispatcher.done():
@@ -204,6 +207,8 @@ class Settler:
         batch = [entry for entry in batch if not entry.result.done()]  # given up by the batch it was in before
         if not batch:
             return 0
+        for entry in batch:
+            entry.batch = batch
         task = asyncio.create_task(self._settle(batch), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -214,13 +219,13 @@ class Settler:
         try:
             await self._settle_batch(batch)
         except ChainError as error:
-            self._give_up(batch, f"the chain could not be asked: {error}")
+            self._give_up(_still_in(batch), f"the chain could not be asked: {error}")
         except NotSentError as error:
-            self._give_up(batch, f"the operator cannot send the transfer: {error}")
+            self._give_up(_still_in(batch), f"the operator cannot send the transfer: {error}")
         except Exception as error:
             # Whatever it was, nobody may wait for it forever, and nothing definite can be said.
             _log.exception("a batch of settlements failed unexpectedly")
-            self._give_up(batch, f"settlement failed unexpectedly ({type(error).__name__})")
+            self._give_up(_still_in(batch), f"settlement failed unexpectedly ({type(error).__name__})")
 
     def _give_up(self, batch: Sequence[_Entry], reason: str) -> None:
         for entry in batch:
@@ -235,9 +240,12 @@ class Settler:
         simulation = self._simulation([entry.payment for entry in batch])
         simulated, *answers = await self._node.batch([simulation, *self._sender.questions()])
         snapshot = self._sender.read(marks, answers)
-        batch = await self._weed_out(batch, simulated)
-        batch = self._affordable(batch, snapshot)
+        passing = await self._weed_out(batch, simulated)
+        batch = self._affordable(passing, snapshot)
         if not batch:
+            if passing:  # others have the operator's gas for now: asking again at once would only keep the node busy
+                await asyncio.sleep(self._pipeline.collect_seconds)
+                self._enqueue(passing)
             return
         payments = [entry.payment for entry in batch]
         target, data, gas = transaction_of(payments)
@@ -294,7 +302,10 @@ class Settler:
         return passing
 
     def _affordable(self, batch: list[_Entry], snapshot: Snapshot) -> list[_Entry]:
-        """As many as the operator's balance and a block have room for; the others wait for the next transaction."""
+        """As many as the operator's balance and a block have room for; the others wait for the next transaction.
+
+        When there is room for none, none is queued again.
+        """
         available = max(0, snapshot.balance - self._sender.reserved)
         price = self._sender.price(snapshot)
         gas = min(available // max(price, 1), snapshot.gas_limit // 2, MAX_TRANSACTION_GAS)
@@ -306,7 +317,8 @@ class Settler:
             raise NotSentError(f"the operator has {snapshot.balance} wei for gas, and one transfer may need {needed}")
         for entry in batch[count:]:
             entry.since = asyncio.get_running_loop().time()
-        self._enqueue(batch[count:])
+        if count:
+            self._enqueue(batch[count:])
         return batch[:count]
 
     async def _conclude(self, batch: Sequence[_Entry], mined: Mined | None) -> None:
@@ -355,3 +367,8 @@ class Settler:
         if refused.reason == ERR_VALID_BEFORE_EXPIRED and refused.chain_time < authorization.valid_before:
             return Unknown("the authorization is about to expire", transaction)
         return Rejected(refused.reason, refused.message or message_for(refused.reason))
+
+
+def _still_in(batch: "list[_Entry]") -> list[_Entry]:
+    """Those of a batch that have not been queued again meanwhile: another one answers for these."""
+    return [entry for entry in batch if entry.batch is batch]

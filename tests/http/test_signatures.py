@@ -164,6 +164,31 @@ async def test_without_the_http_key_there_is_only_an_empty_500(ledger_path: Path
         assert set(response.headers) == {"content-length"}
 
 
+async def test_a_request_that_names_no_host_gets_an_empty_500_too_when_the_keys_are_gone(ledger_path: Path) -> None:
+    async with bench(ledger_path) as shop:
+        transport = shop.caller.http._transport
+        assert isinstance(transport, httpx.ASGITransport)
+        shop.service.keyholder.forget()
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/healthz",
+            "scheme": "http",
+            "query_string": b"",
+            "headers": [],
+        }
+        await transport.app(scope, receive, send)
+        assert [message.get("status", message.get("body")) for message in sent] == [500, b""]
+
+
 async def paid(caller_http: httpx.AsyncClient, payment: str) -> httpx.Response:
     """A paid request whose response nobody checks."""
     headers = {"content-type": "application/json", "payment-signature": payment}

@@ -20,6 +20,7 @@ from attestation.keyset import ALGO_PAYMENT
 from attestation.purchase import authorization_hash
 from attestation.receipt import EVENT_ORDER, Receipt, check_signature, parse_receipt
 from service.call import (
+    LEASE_SECONDS,
     ComeBackError,
     PaidAnswer,
     PaidCalls,
@@ -29,7 +30,7 @@ from service.call import (
     Request,
 )
 from service.credentials import Credentials, Identity
-from service.payment.authorization import Authorization
+from service.payment.authorization import Authorization, PaymentKey
 from service.payment.facilitator import (
     Invalid,
     Outcome,
@@ -42,7 +43,7 @@ from service.payment.facilitator import (
     Used,
     Void,
 )
-from service.payment.ledger import Ledger, LedgerUnavailableError, Moved, Reserved, Row, State
+from service.payment.ledger import Ledger, LedgerCorruptError, LedgerUnavailableError, Moved, Reserved, Row, State
 from service.payment.reconcile import REORG_MARGIN_SECONDS, reconcile
 from service.payment.terms import SCHEME
 from tests.http.bench import identity_of
@@ -684,6 +685,33 @@ async def test_a_ledger_that_fails_while_an_owed_answer_is_made_leaves_it_owed(
             await after.buy()
     assert receipt_of(await after.buy()).event("payment.settled")["transaction"]
     assert after.facilitator.count("settle") == 1
+
+
+async def test_a_damaged_row_keeps_no_other_call_from_renewing_its_lease(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.model.hold = asyncio.Event()
+    damaged, good = authorize(valid_before=NOW + 600), authorize(valid_before=NOW + 600)
+    buying = [asyncio.create_task(shop.buy(authorization=payment)) for payment in (damaged, good)]
+    while shop.model.calls < 2:
+        shop.model.working.clear()
+        await shop.model.working.wait()
+    find = Ledger.find
+
+    async def found(ledger: Ledger, key: PaymentKey) -> Row | None:
+        if key == damaged.key:
+            raise LedgerCorruptError("row 1 cannot be read")
+        return await find(ledger, key)
+
+    shop.clock.now += 100
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "find", found)
+        await shop.calls.keep_alive()
+    row = await shop.ledger.find(good.key)
+    assert row is not None
+    assert row.lease_until == shop.clock.now + LEASE_SECONDS
+    shop.model.hold.set()
+    await asyncio.gather(*buying)
 
 
 async def test_two_processes_with_one_ledger_charge_once(ledger: Ledger) -> None:

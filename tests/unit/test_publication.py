@@ -198,6 +198,22 @@ async def test_a_sold_agent_sells_nothing(site: Site, stranger: Any) -> None:
         assert f"has passed to {stranger.address.lower()}" in (await seen.ready())["problems"][0]
 
 
+async def test_an_agent_that_the_chain_knows_no_more_sells_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a reorganisation that took its registration with it."""
+
+    async def nobody(_: IdentityReader, agent_id: int) -> str:
+        raise UnknownAgentError(agent_id)
+
+    async with serving(site) as (service, seen):
+        await seen.until_registered()
+        monkeypatch.setattr(IdentityReader, "owner_of", nobody)
+        await watched(service)
+        assert "knows no agent 0 any more" in (await seen.ready())["problems"][0]
+        monkeypatch.undo()
+        await watched(service)
+        assert (await seen.ready())["registered"] is True
+
+
 async def test_a_node_that_cannot_be_asked_changes_nothing(site: Site) -> None:
     async with node_between(site.chain.rpc) as node, serving(site, registry_rpc_url=node.url) as (service, seen):
         await seen.until_registered()
